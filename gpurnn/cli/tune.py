@@ -25,7 +25,8 @@ The table is in GPURNN_TUNED, else gpurnn/tuned.json in the user's cache.""",
 def command(dtypes, cells, hidden, batches, bidirectional, tf32, show, forget, as_json):
     """Measure the schedules on this machine's GPU; layers then take the quickest.
 
-    Times are in microseconds, for one timestep and for what a call does before the first one. A batch size is rounded
+    Times are in microseconds, for one timestep and for what a call does before the first one: of the quickest schedule,
+    with how many times as long as estimated it took (x1.00 is as estimated), and of the next. A batch size is rounded
     up to a power of two. For sizes that were not measured, estimates decide.
     """
     from tqdm import tqdm
@@ -47,7 +48,7 @@ def command(dtypes, cells, hidden, batches, bidirectional, tf32, show, forget, a
         sizes = cells or tuning.CELLS, hidden or (32, 64, 128, 192, 256), batches or (1, 8, 32, 128)
         problems = tuning.problems(*sizes, dtypes or ("float32",), 1 + bidirectional, tf32)
         table = tuning.tune(ops, problems, lambda jobs: tqdm(jobs, unit=" loops", disable=None))
-        table = tuned_table.Table(tuned_table.read().entries | table.entries)  # another may have measured meanwhile
+        table = tuned_table.read() | table  # another may have measured meanwhile
         tuned_table.write(table)
     rows = tuning.rows(table)
     if as_json:
@@ -57,7 +58,11 @@ def command(dtypes, cells, hidden, batches, bidirectional, tf32, show, forget, a
         options.say(device)
         for row in rows:
             if row["device"] == device:
-                options.say(f"  {row['name']:44}" + "".join(f"{text:>17}" for text in row["told"][:2]))
+                error = row["errors"].get(next(iter(row["ways"]), None))
+                options.say(
+                    f"  {row['name']:37}{row['told'][0]:>17}{f'x{error:.2f}' if error else '':>7}"
+                    + "".join(f"{text:>17}" for text in row["told"][1:2])
+                )
     click.echo(
         f"{len(rows)} time loops are known: {tuned_table.path()}" if rows else "Nothing is known yet: run gpurnn tune"
     )

@@ -241,6 +241,8 @@ struct Returned {
         for (int g = 0; g < Q; g++) d_shared[((s + k * S) * Q + g) * HP + j] = float(dgates[g]);
     }
 
+    DEVICE void next(Alone&) const {}
+
     template <typename Position>
     DEVICE bool run(Alone&, const Position&) {
         __syncthreads();

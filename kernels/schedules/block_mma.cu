@@ -291,6 +291,8 @@ struct Returned {
         }
     }
 
+    DEVICE void next(Alone&) const {}
+
     template <typename Position>
     DEVICE bool run(Alone&, const Position& pos) {
         const T* operands = d_shared + staged + pos.lane % 8 * stride + pos.lane / 8 * ROW;

@@ -160,7 +160,7 @@ struct Returned {
     static_assert((C & (C - 1)) == 0 && HELD <= MT * KT * 2, "as in forward");
     Fragments<MT * KT * 2, HELD, WARPS * 32> weights;
     unsigned parts;  // shared address of [C, U / 4, R, 4]: what this block has received
-    bool lost;       // not all
+    bool lost;       // it is not all there
 
     // A tile's rows l/4 and l/4 + 8 are units 2 (l/4) and 2 (l/4) + 1 of the tile.
     DEVICE Returned(float4* memory, const T* W_hh, int unit, int H) {
@@ -194,10 +194,12 @@ struct Returned {
         }
     }
 
+    // Multiplies what is staged and sends it. `lost` is the same in all threads of the block here.
     template <typename Channel>
-    DEVICE bool run(Channel& channel, const Position&) {
+    DEVICE void next(Channel& channel) {
         float sums[MT][N][chains][4];
-        if (__syncthreads_or(channel.timed_out)) return false;
+        lost = __syncthreads_or(channel.timed_out);
+        if (lost) return;
         Numbers::template multiply<MT, KT>(sums, weights, buffer_of(channel));
 #pragma unroll
         for (int n = 0; n < N; n++) {
@@ -205,6 +207,11 @@ struct Returned {
             for (int m = 0; m < MT; m++) send(channel, sums[m][n][0], n, m);
         }
         channel.next();
+    }
+
+    template <typename Channel>
+    DEVICE bool run(Channel& channel, const Position&) {
+        if (lost) return false;
         channel.wait();
         parts = channel.slot();
         lost = channel.timed_out;
@@ -234,7 +241,7 @@ struct Returned {
     }
 
     DEVICE float sum(int k, int) const {
-        if (lost) return 0.0f;  // the next step ends all
+        if (lost) return 0.0f;  // the next step ends
         const int column = Position::column(k) < R ? Position::column(k) : 0;
         const unsigned first = parts + place(0, Position::own_unit(), column) * 4;
         float total[4] = {};

@@ -10,24 +10,30 @@ struct Poller {
 
     DEVICE Poller(int poll_limit_, int* failed_) : poll_limit(poll_limit_), failed(failed_), timed_out(false) {}
 
-    // Polls until everything that is missing has arrived. Each poll is load(k) and then arrived(k), for all bits k of
-    // `missing`: the loads are in flight together.
+    // Loads everything that is missing, for all bits k of `missing`: the loads are in flight together.
+    template <int COUNT, typename Load>
+    DEVICE static void load_missing(unsigned missing, Load load) {
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) {
+            if (missing >> k & 1) load(k);
+        }
+    }
+
+    // Polls until everything that is missing has arrived, which load_missing has loaded once. Each poll is arrived(k) and then
+    // load(k).
     template <int COUNT, typename Load, typename Arrived>
     DEVICE void wait(unsigned missing, Load load, Arrived arrived) {
-        for (int polls = 0; missing; polls++) {
-#pragma unroll
-            for (int k = 0; k < COUNT; k++) {
-                if (missing >> k & 1) load(k);
-            }
-            if (timed_out) return;
+        for (int polls = 0; !timed_out; polls++) {
 #pragma unroll
             for (int k = 0; k < COUNT; k++) {
                 if ((missing >> k & 1) && arrived(k)) missing &= ~(1u << k);
             }
+            if (!missing) return;
             if (polls == poll_limit || (polls % 1024 == 1023 && *(volatile int*)failed)) {
                 timed_out = true;
                 *(volatile int*)failed = 1;
             }
+            load_missing<COUNT>(missing, load);
         }
     }
 };
@@ -66,9 +72,9 @@ struct Exchange : Poller {
                 if (i < count && exists(i)) missing |= 1u << k;
             }
             const unsigned all = missing;
-            wait<4>(
-                missing, [&](int k) { received[k] = load(from + first + k * THREADS); },
-                [&](int k) { return (unsigned)(received[k] >> 32) == epoch; });
+            auto load_one = [&](int k) { received[k] = load(from + first + k * THREADS); };
+            load_missing<4>(missing, load_one);
+            wait<4>(missing, load_one, [&](int k) { return (unsigned)(received[k] >> 32) == epoch; });
 #pragma unroll
             for (int k = 0; k < 4; k++) {
                 if (all >> k & 1) take(first + k * THREADS, __uint_as_float((unsigned)received[k]));
@@ -113,9 +119,9 @@ struct Ring : Poller {
 
     DEVICE unsigned* address(unsigned when, int i) const { return words + (size_t)(when % (2 * TURNS)) * size + i; }
 
-    // Sends word i of the next turn; it is this thread's k-th.
+    // Sends word i of the next turn; it is this thread's k-th, and none comes before the 0th.
     DEVICE void send(int k, int i, unsigned word) {
-        if (turn % TURNS == 1) fence();
+        if (k == 0 && turn % TURNS == 1) fence();
         store(address(turn + 1, i), word == EMPTY ? EMPTY >> 1 : word);
         sent[k] = i;
     }
@@ -150,3 +156,25 @@ struct Ring : Poller {
     }
     DEVICE static void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 };
+
+// ---- the tiles of a group
+
+// Calls run(positions, channels) with every tile of this group, AT at a time, until one gives up: arrays of AT, or one of each.
+// position(tile), channel(k): what they are made of. A tile past the last one has no sequences.
+template <int AT, int R, typename Position, typename Channel, typename Run>
+DEVICE void run_tiles(int B, Position position, Channel channel, Run run) {
+    if constexpr (AT == 1) {
+        auto one = channel(0);
+        for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
+            const auto pos = position(tile);
+            if (!run(pos, one)) return;
+        }
+    } else {
+        static_assert(AT == 2, "one tile or two");
+        decltype(channel(0)) two[2] = {channel(0), channel(1)};
+        for (int tile = blockIdx.z; tile * R < B; tile += 2 * gridDim.z) {
+            const decltype(position(0)) pos[2] = {position(tile), position(tile + gridDim.z)};
+            if (!run(pos, two)) return;
+        }
+    }
+}

@@ -2,8 +2,8 @@
 // units, their recurrent weights and their states. The blocks exchange numbers through L2 once a step: forward the new h,
 // backward each block's part of dh.
 //
-//     grid_forward<lstm, float, 8, 1024, 32, 32, 1>      U 8, KP 1024, S 32, KREG 32, R 1
-//     grid_backward<lstm, float, 8, 1024, 1, 32, 1>      U 8, KP 1024, S 1, KREG 32, R 1
+//     grid_forward<lstm, float, 8, 1024, 32, 32, 1, 1>      U 8, KP 1024, S 32, KREG 32, R 1, AT 1
+//     grid_backward<lstm, float, 8, 1024, 1, 32, 1, 1>      U 8, KP 1024, S 1, KREG 32, R 1, AT 1
 //
 //     U     units of a block, a power of two; a group is gridDim.y blocks
 //     KP    H rounded up to a multiple of 128
@@ -11,8 +11,9 @@
 //           Q U rows: a thread has 4 columns and one slice, KP / 4 x S threads
 //     KREG  weights in registers. Forward: columns of a thread, a multiple of 4. Backward: rows of its 4 columns
 //     R     sequences of a tile, a power of two
+//     AT    tiles that a group has at once, 1 or 2. It computes one while the numbers of the other are on their way
 //
-// A group works on one tile after another: tiles blockIdx.z, blockIdx.z + gridDim.z, ... of direction blockIdx.x. All
+// A group works on AT tiles after another: tiles blockIdx.z, blockIdx.z + gridDim.z, ... of direction blockIdx.x. All
 // blocks of a launch must run at the same time (a cooperative launch). Groups do not wait for one another. The blocks of a
 // group, two or more, lie along y: CuPy silently shrinks a cooperative grid that is 1 along y and z.
 //
@@ -97,7 +98,7 @@ struct Gathered {
     }
 };
 
-template <template <typename> class CellOf, typename T, int U, int KP, int S, int KREG, int R, bool MARKED = false>
+template <template <typename> class CellOf, typename T, int U, int KP, int S, int KREG, int R, int AT, bool MARKED = false>
 __global__ void __launch_bounds__(U * S, 1) grid_forward(
     const int T_,
     const int B,
@@ -119,7 +120,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     T* __restrict__ output,             // [T, B, D*H]
     const unsigned epoch,               // neither it nor the next tiles * T epochs occur in `words` yet
     const int poll_limit,               // of one wait
-    unsigned long long* words,          // [groups, 2, H*R]
+    unsigned long long* words,          // [groups, AT, 2, H*R]
     int* failed,                        // [1]
     const unsigned char* __restrict__ marks,  // [D, T, B]  or null unless MARKED
     const T* __restrict__ reset_h,      // [D, B, H]  what a reset gives; or null
@@ -129,14 +130,16 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     typedef Gathered<CellOf<float>::products, T, U, KP, S, KREG, R> Product;
     const int unit = blockIdx.y * U, d = blockIdx.x;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
-    Exchange channel(words, d * gridDim.z + blockIdx.z, R * H, epoch, poll_limit, failed);
+    auto channel = [&](int k) {
+        return Exchange(words, (d * gridDim.z + blockIdx.z) * AT + k, R * H, epoch, poll_limit, failed);
+    };
     const Forward<T> layer = {
         T_, B, H, W, (int)gridDim.x, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output,
         {marks, reset_h, reset_others}};
-    for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
-        const TilePosition<U, S, R> pos(T_, B, H, tile, unit, d, reverse, lengths, order);
-        if (!time_loop_forward<CellOf, MARKED>(layer, pos, channel, product)) return;
-    }
+    auto position = [&](int tile) { return TilePosition<U, S, R>(T_, B, H, tile, unit, d, reverse, lengths, order); };
+    run_tiles<AT, R>(B, position, channel, [&](auto& pos, auto& channels) {
+        return time_loop_forward<CellOf, MARKED>(layer, pos, channels, product);
+    });
 }
 
 // ---- backward: a block multiplies its rows by its dgates, which gives its part of dh for all units. The block that owns a
@@ -152,14 +155,15 @@ struct Scattered {
     ThreadWeights weights;
     float* d_shared;    // [R, S * RS]: dgates of the block's rows
     float* partial_sums;  // [S, R, KP]
-    float* sums;   // [P, OWNED]
+    float* sums;   // [2, P, OWNED]: in turn, as one tile's may still be read when another's are written
+    int now;       // offset of the buffer of this turn
     int H, unit, quad, slice;
 
     DEVICE Scattered(float4* memory, const T* W_hh, int unit_, int H_)
-        : d_shared((float*)memory), H(H_), unit(unit_), quad(threadIdx.x % QUADS), slice(threadIdx.x / QUADS) {
+        : d_shared((float*)memory), now(0), H(H_), unit(unit_), quad(threadIdx.x % QUADS), slice(threadIdx.x / QUADS) {
         partial_sums = d_shared + R * S * RS;
         sums = partial_sums + S * R * KP;
-        auto* w_shared = (typename ThreadWeights::vec4*)(sums + P * OWNED);
+        auto* w_shared = (typename ThreadWeights::vec4*)(sums + 2 * P * OWNED);
         weights.template load<false>((typename ThreadWeights::vec4*)memory, w_shared, [&](int thread, int g, int k) {
             const int i = thread / QUADS * RS + k / 4, u = unit + i % U, column = thread % QUADS * 4;
             const bool valid = i < Q * U && u < H;
@@ -177,8 +181,7 @@ struct Scattered {
         for (int g = 0; g < Q; g++) d_shared[r * S * RS + g * U + threadIdx.x % U] = float(dgates[g]);
     }
 
-    template <typename Position>
-    DEVICE bool run(Exchange& channel, const Position&) {
+    DEVICE void next(Exchange& channel) {
         const int N = gridDim.y;
         __syncthreads();
         float4 part[R];
@@ -195,12 +198,18 @@ struct Scattered {
             }
         }
         channel.next();
+    }
+
+    template <typename Position>
+    DEVICE bool run(Exchange& channel, const Position&) {
+        const int N = gridDim.y;
         float sum = 0.0f;  // all that a thread receives belongs to one number: OWNED divides the threads
         channel.template receive<threads>(
             blockIdx.y * N * OWNED, N * OWNED, [&](int i) { return unit + i % U < H; }, [&](int, float x) { sum += x; });
         sum = sum_over_lanes<lanes>(sum);
+        now = P * OWNED - now;
         if (OWNED >= 32 || threadIdx.x % 32 < OWNED) {
-            sums[(OWNED < 32 ? threadIdx.x / 32 : threadIdx.x / OWNED) * OWNED + threadIdx.x % OWNED] = sum;
+            sums[now + (OWNED < 32 ? threadIdx.x / 32 : threadIdx.x / OWNED) * OWNED + threadIdx.x % OWNED] = sum;
         }
         return !__syncthreads_or(channel.timed_out);
     }
@@ -208,12 +217,12 @@ struct Scattered {
     DEVICE float sum(int k, int) const {
         const int r = threadIdx.x / U + k * (threads / U);
         float sum = 0.0f;
-        for (int p = 0; p < P && r < R; p++) sum += sums[p * OWNED + r * U + threadIdx.x % U];
+        for (int p = 0; p < P && r < R; p++) sum += sums[now + p * OWNED + r * U + threadIdx.x % U];
         return sum;
     }
 };
 
-template <template <typename> class CellOf, typename T, int U, int KP, int S, int KREG, int R, bool MARKED = false>
+template <template <typename> class CellOf, typename T, int U, int KP, int S, int KREG, int R, int AT, bool MARKED = false>
 __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     const int T_,
     const int B,
@@ -234,7 +243,7 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     float* __restrict__ dothers,      // [D, S-1, B, H]  likewise; or null where the cell has none
     const unsigned epoch,
     const int poll_limit,
-    unsigned long long* words,        // [groups, 2, N*N*R*U], N = gridDim.y
+    unsigned long long* words,        // [groups, AT, 2, N*N*R*U], N = gridDim.y
     int* failed,                      // [1]
     const unsigned char* __restrict__ marks,  // [D, T, B]  or null unless MARKED
     const T* __restrict__ reset_h,    // [D, B, H]  what a reset gives; or null
@@ -246,11 +255,15 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     typedef Scattered<CellOf<float>::products, T, U, KP, S, KREG, R> Product;
     const int unit = blockIdx.y * U, d = blockIdx.x, N = gridDim.y;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
-    Exchange channel(words, d * gridDim.z + blockIdx.z, N * N * R * U, epoch, poll_limit, failed);
+    auto channel = [&](int k) {
+        return Exchange(words, (d * gridDim.z + blockIdx.z) * AT + k, N * N * R * U, epoch, poll_limit, failed);
+    };
     const Backward<T> layer = {T_, B, H, W, (int)gridDim.x, mask_steps, own, mask, gates, h, others, doutput, dh, dothers,
                                {marks, reset_h, reset_others, dreset_h, dreset_others}};
-    for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
-        const TilePosition<U, Product::threads / U, R> pos(T_, B, H, tile, unit, d, reverse, lengths, order);
-        if (!time_loop_backward<CellOf, MARKED>(layer, pos, channel, product)) return;
-    }
+    auto position = [&](int tile) {
+        return TilePosition<U, Product::threads / U, R>(T_, B, H, tile, unit, d, reverse, lengths, order);
+    };
+    run_tiles<AT, R>(B, position, channel, [&](auto& pos, auto& channels) {
+        return time_loop_backward<CellOf, MARKED>(layer, pos, channels, product);
+    });
 }

@@ -2,13 +2,14 @@
 // loop of R sequences of one direction. Each block owns U units, their recurrent weights and their states. The blocks exchange
 // numbers through L2 once a step: forward the new h, backward dgates.
 //
-//     grid_mma_forward<lstm, __half, 16, 768, 24, 8, 1>      U 16, KP 768, HELD 24, R 8, P 1
+//     grid_mma_forward<lstm, __half, 16, 768, 24, 8, 1, 1>      U 16, KP 768, HELD 24, R 8, P 1, AT 1
 //
 //     U     units of a block: 8, 16 or 32; a group is gridDim.y blocks
 //     KP    H rounded up to a multiple of 128
 //     HELD  tiles of weights (tensor.cuh) that a warp holds in registers; the others are in shared memory
 //     R     sequences of a tile, a power of two up to 16; they are columns of a product that has 8 or 16
 //     P     blocks that share a multiprocessor, 1 or 2. Two belong to different groups: one computes while the other waits
+//     AT    tiles that a group has at once, 1 or 2. It computes one while the numbers of the other are on their way
 //
 // A product is W h (forward; its rows are the block's gates) or W^T dgates (backward; its rows are the block's units). The
 // 8 warps share its columns, and each warp waits only for the numbers of its own columns. These lie in L2 in the order in
@@ -45,19 +46,22 @@ struct WarpProduct {
     float sums[MT][N][chains][4];
     int warp, lane;
 
-    // weight(i, group, k): row i, column k of a group; 0 where there is none.
-    template <typename Weight>
-    DEVICE WarpProduct(float4* memory, Weight weight)
+    // four(i, group, k): of row i, the columns of a group from k on; 0 where there are none.
+    template <typename Four>
+    DEVICE WarpProduct(float4* memory, Four four)
         : partial_sums((float*)memory), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
         weights.load((uint4*)memory, (uint4*)(partial_sums + partial_sums_size), [&](int tile) {
-            const int part = tile % F, i = tile / F % MT * 16 + lane / 4, group = warp * KT + tile / F / MT;
-            auto fragment_word = [&](int row, int w) {  // word w of the fragment
-                const int k = lane % 4 * 4 + (part * 2 + w) * Fragment<T>::P;
-                return word<T>([&](int n) { return weight(row, group, k + n); });
-            };
-            return make_uint4(fragment_word(i, 0), fragment_word(i + 8, 0), fragment_word(i, 1), fragment_word(i + 8, 1));
+            const int i = tile / F % MT * 16 + lane / 4, group = warp * KT + tile / F / MT, k = lane % 4 * 4;
+            return fragment(four(i, group, k), four(i + 8, group, k), tile % F);
         });
         __syncthreads();
+    }
+
+    // Fragment `part` of a group, from this lane's numbers of two rows.
+    DEVICE static uint4 fragment(uint2 low, uint2 high, int) { return make_uint4(low.x, high.x, low.y, high.y); }
+    DEVICE static uint4 fragment(float4 low, float4 high, int part) {
+        if (part) return make_uint4(tf32(low.z), tf32(high.z), tf32(low.w), tf32(high.w));
+        return make_uint4(tf32(low.x), tf32(high.x), tf32(low.y), tf32(high.y));
     }
 
     // Which sequence of the tile is in a column, and the reverse. Two sequences that a warp sums together are 4 columns
@@ -75,21 +79,33 @@ struct WarpProduct {
 #pragma unroll
         for (int i = 0; i < MT * N * chains * 4; i++) (&sums[0][0][0][0])[i] = 0.0f;
         channel.acquire();
-#pragma unroll
-        for (int from = 0; from < KT; from += batch) {
-            constexpr int together = KT < batch ? KT : batch;
-            const int group = warp * KT + from, k = lane % 4 * 4;
-            unsigned words[together * N][WORDS];
+        // The words of a batch are asked for before those of the batch before it are waited for.
+        constexpr int together = KT < batch ? KT : batch, COUNT = together * N;
+        const int k = lane % 4 * 4;
+        unsigned both[2][COUNT][WORDS];
+        unsigned missing_of[2];
+        auto load = [&](int from) {
+            auto& words = both[from / batch % 2];
             unsigned missing = 0;
 #pragma unroll
-            for (int i = 0; i < together * N; i++) {
+            for (int i = 0; i < COUNT; i++) {
 #pragma unroll
                 for (int w = 0; w < WORDS; w++) words[i][w] = 0;
-                const bool any = from + i / N < KT && i % N * 8 + sequence(lane / 4) < sequences && k < units(group + i / N);
-                if (any) missing |= 1u << i;
+                const bool exists = from + i / N < KT && i % N * 8 + sequence(lane / 4) < sequences;
+                if (exists && k < units(warp * KT + from + i / N)) missing |= 1u << i;
             }
-            channel.template wait<together * N>(
-                missing, [&](int i) { channel.load(words[i], ((group * N + i) * 32 + lane) * WORDS); },
+            missing_of[from / batch % 2] = missing;
+            channel.template load_missing<COUNT>(
+                missing, [&](int i) { channel.load(words[i], (((warp * KT + from) * N + i) * 32 + lane) * WORDS); });
+        };
+        load(0);
+#pragma unroll
+        for (int from = 0; from < KT; from += batch) {
+            const int group = warp * KT + from;
+            auto& words = both[from / batch % 2];
+            if (from + batch < KT) load(from + batch);
+            channel.template wait<COUNT>(
+                missing_of[from / batch % 2], [&](int i) { channel.load(words[i], ((group * N + i) * 32 + lane) * WORDS); },
                 [&](int i) {
                     bool all = true;
 #pragma unroll
@@ -137,13 +153,18 @@ struct WarpProduct {
         }
     }
 
+    // Past the last sequence it is that of some other one: a branch here would keep the loads of several sums apart.
     DEVICE float sum(int row, int r) const {
-        if (r >= R) return 0.0f;
-        const float* from = partial_sums + column(r) * stride + row;
-        float sum = 0.0f;
+        const float* from = partial_sums + column(r < R ? r : R - 1) * stride + row;
+        float part[WARPS];
 #pragma unroll
-        for (int p = 0; p < WARPS; p++) sum += from[p * 8 * N * stride];
-        return sum;
+        for (int p = 0; p < WARPS; p++) part[p] = from[p * 8 * N * stride];
+#pragma unroll
+        for (int step = 1; step < WARPS; step *= 2) {
+#pragma unroll
+            for (int p = 0; p < WARPS; p += 2 * step) part[p] += part[p + step];
+        }
+        return part[0];
     }
 
     // Sends x of this thread's k-th sequence as the thread's i-th word: number pos.j, counted from the beginning of
@@ -172,7 +193,8 @@ struct Gathered {
     DEVICE Gathered(float4* memory, const T* W_hh, int unit, int H_)
         : inner(memory, [&](int i, int group, int k) {
               const int u = unit + i % U, column = group * 16 + k;
-              return i < Q * U && u < H_ && column < H_ ? W_hh[((size_t)(i / U) * H_ + u) * H_ + column] : T(0.0f);
+              const int count = i < Q * U && u < H_ ? H_ - column : 0;
+              return load_vec4(W_hh + ((size_t)(i / U) * H_ + u) * H_ + column, 1, count, H_ % 4 == 0);
           }), H(H_) {}
 
     template <typename Channel, typename Position>
@@ -197,7 +219,7 @@ struct Gathered {
     }
 };
 
-template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P, bool MARKED = false>
+template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P, int AT, bool MARKED = false>
 __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     const int T_,
     const int B,
@@ -207,7 +229,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     const int save,      // 0: inference; gates are only read, only the last states are stored, others in slot T % 2
     const int* __restrict__ lengths,    // [B]  or null
     const int* __restrict__ order,      // [B]  or null
-    const T* __restrict__ weight_hh,    // [D, Q*H, H]
+    const T* __restrict__ weight_hh,    // [D, Q*H, H]  aligned
     const float* __restrict__ bias_ih,  // [D, G*H]  or null
     const float* __restrict__ bias_hh,  // [D, G*H]  or null
     const float* __restrict__ own,      // [D, N, H]  or null where the cell has none
@@ -218,7 +240,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     float* others,                      // [D, S-1, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output,             // [T, B, D*H]
     const int poll_limit,               // of one wait
-    unsigned* words,                    // [groups, 32, slot] of WarpProduct, aligned; all bits set
+    unsigned* words,                    // [groups, AT, 32, slot] of WarpProduct, aligned; all bits set
     int* failed,                        // [1]
     const unsigned char* __restrict__ marks,  // [D, T, B]  or null unless MARKED
     const T* __restrict__ reset_h,      // [D, B, H]  what a reset gives; or null
@@ -229,14 +251,17 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
     Gathered<CellOf<float>::products, T, U, KP, HELD, R, P> product(
         memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
     typedef TilePosition<U, THREADS / U, R> Position;
-    Ring<Position::per_thread> channel(words, d * gridDim.z + blockIdx.z, product.inner.slot_words, poll_limit, failed);
     const Forward<T> layer = {
         T_, B, H, W, (int)gridDim.x, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output,
         {marks, reset_h, reset_others}};
-    for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
-        const Position pos(T_, B, H, tile, unit, d, reverse, lengths, order);
-        if (!time_loop_forward<CellOf, MARKED>(layer, pos, channel, product)) return;
-    }
+    typedef Ring<Position::per_thread> Channel;
+    auto channel = [&](int k) {
+        return Channel(words, (d * gridDim.z + blockIdx.z) * AT + k, product.inner.slot_words, poll_limit, failed);
+    };
+    auto position = [&](int tile) { return Position(T_, B, H, tile, unit, d, reverse, lengths, order); };
+    run_tiles<AT, R>(B, position, channel, [&](auto& pos, auto& channels) {
+        return time_loop_forward<CellOf, MARKED>(layer, pos, channels, product);
+    });
 }
 
 // ---- backward: the mirror. The rows are the block's units, the columns are the rows of W_hh, gate by gate.
@@ -252,7 +277,8 @@ struct Returned {
     DEVICE Returned(float4* memory, const T* W_hh, int unit, int H_)
         : inner(memory, [&](int i, int group, int k) {
               const int u = unit + i, row = group % gate * 16 + k;
-              return i < U && u < H_ && row < H_ ? W_hh[((size_t)(group / gate) * H_ + row) * H_ + u] : T(0.0f);
+              const int count = i < U && u < H_ ? H_ - row : 0;
+              return load_vec4(W_hh + ((size_t)(group / gate) * H_ + row) * H_ + u, H_, count, false);
           }), H(H_) {}
 
     template <typename Channel, typename Position>
@@ -261,9 +287,11 @@ struct Returned {
         for (int g = 0; g < Q; g++) Inner::send(channel, pos, k, k * Q + g, g * gate, float(dgates[g]));
     }
 
+    template <typename Channel>
+    DEVICE void next(Channel& channel) const { channel.next(); }
+
     template <typename Channel, typename Position>
     DEVICE bool run(Channel& channel, const Position& pos) {
-        channel.next();
         inner.receive(channel, pos.count, [&](int group) { return H - group % gate * 16; });
         if (__syncthreads_or(channel.timed_out)) return false;
         inner.store_sums();
@@ -274,7 +302,7 @@ struct Returned {
     DEVICE float sum(int k, int) const { return inner.sum(threadIdx.x % U, threadIdx.x / U + k * (THREADS / U)); }
 };
 
-template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P, bool MARKED = false>
+template <template <typename> class CellOf, typename T, int U, int KP, int HELD, int R, int P, int AT, bool MARKED = false>
 __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     const int T_,
     const int B,
@@ -294,7 +322,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
     float* __restrict__ dh,           // [D, B, H]  in: of the last h; out: of the first
     float* __restrict__ dothers,      // [D, S-1, B, H]  likewise; or null where the cell has none
     const int poll_limit,
-    unsigned* words,                  // [groups, 32, slot] of WarpProduct, aligned; all bits set
+    unsigned* words,                  // [groups, AT, 32, slot] of WarpProduct, aligned; all bits set
     int* failed,                      // [1]
     const unsigned char* __restrict__ marks,  // [D, T, B]  or null unless MARKED
     const T* __restrict__ reset_h,    // [D, B, H]  what a reset gives; or null
@@ -308,11 +336,14 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
         memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
     typedef TilePosition<U, THREADS / U, R> Position;
     constexpr int words_sent = Position::per_thread * CellOf<float>::products;
-    Ring<words_sent> channel(words, d * gridDim.z + blockIdx.z, product.inner.slot_words, poll_limit, failed);
     const Backward<T> layer = {T_, B, H, W, (int)gridDim.x, mask_steps, own, mask, gates, h, others, doutput, dh, dothers,
                                {marks, reset_h, reset_others, dreset_h, dreset_others}};
-    for (int tile = blockIdx.z; tile * R < B; tile += gridDim.z) {
-        const Position pos(T_, B, H, tile, unit, d, reverse, lengths, order);
-        if (!time_loop_backward<CellOf, MARKED>(layer, pos, channel, product)) return;
-    }
+    typedef Ring<words_sent> Channel;
+    auto channel = [&](int k) {
+        return Channel(words, (d * gridDim.z + blockIdx.z) * AT + k, product.inner.slot_words, poll_limit, failed);
+    };
+    auto position = [&](int tile) { return Position(T_, B, H, tile, unit, d, reverse, lengths, order); };
+    run_tiles<AT, R>(B, position, channel, [&](auto& pos, auto& channels) {
+        return time_loop_backward<CellOf, MARKED>(layer, pos, channels, product);
+    });
 }

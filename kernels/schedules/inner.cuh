@@ -11,7 +11,7 @@ DEVICE void send_operand(Product& product, Channel& channel, const Position& pos
 #pragma unroll
         for (int u = 0; u < Position::units; u++) {
             if (pos.sequence[k] < 0 || !pos.has(u, H)) continue;
-            ForwardIn<Cell, float> in;
+            ForwardIn<Cell, typename InCell<T>::real> in;
             in.state[0] = pos.number(h, u, T());
 #pragma unroll
             for (int s = 0; s < Cell::states - 1; s++) in.state[s + 1] = others[s][k][u];
@@ -25,8 +25,8 @@ DEVICE void send_operand(Product& product, Channel& channel, const Position& pos
 }
 
 // The mirror, of one unit: the gradients of the old state, with what comes through the product.
-template <typename Cell, int S, int K, int U>
-DEVICE void from_operand(const BackwardIn<Cell, float>& in, BackwardOut<Cell, float>& out, float d_inner, int k, int u,
+template <typename Cell, typename real, int S, int K, int U>
+DEVICE void from_operand(const BackwardIn<Cell, real>& in, BackwardOut<Cell, real>& out, float d_inner, int k, int u,
                          float (&dh)[K][U], float (&dothers)[S][K][U]) {
     Cell::backward_inner(in, d_inner, out);
     dh[k][u] = out.dstate[0];

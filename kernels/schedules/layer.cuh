@@ -92,8 +92,8 @@ DEVICE void send_reset(float (&dh)[K][Position::units], float (&dothers)[S][K][P
 }
 
 // Backward: the state that unit u reads of it.
-template <typename Cell, typename T, typename Position>
-DEVICE void read_reset(BackwardIn<Cell, float>& in, const Position& pos, int k, int u, const Marks<T>& marks, int B, int H) {
+template <typename Cell, typename T, typename Position, typename real>
+DEVICE void read_reset(BackwardIn<Cell, real>& in, const Position& pos, int k, int u, const Marks<T>& marks, int B, int H) {
     const long long from = reset_place(pos, k, B, H) + u;
     in.state[0] = float(marks.h[from]);
 #pragma unroll

@@ -68,8 +68,8 @@ DEVICE void average_sums(In (&in)[K][U], const Out (&out)[K][U], int first, Vali
 }
 
 // All stages of a cell but the last one, from `stage` on, where `first` means are known: of a thread's U units of K sequences.
-template <typename Units, int stage = 0, int first = 0, typename Cell, typename real, int K, int U, typename Valid>
-DEVICE void forward_means(ForwardIn<Cell, real> (&in)[K][U], ForwardOut<Cell, real> (&out)[K][U], Valid valid, real* parts,
+template <typename Units, int stage = 0, int first = 0, typename Cell, typename real, int K, int U, typename Valid, typename Sum>
+DEVICE void forward_means(ForwardIn<Cell, real> (&in)[K][U], ForwardOut<Cell, real> (&out)[K][U], Valid valid, Sum* parts,
                           int H) {
     if constexpr (stage + 1 < Cell::stages) {
         constexpr int count = Cell::means_of(stage);
@@ -85,8 +85,8 @@ DEVICE void forward_means(ForwardIn<Cell, real> (&in)[K][U], ForwardOut<Cell, re
     }
 }
 
-template <typename Units, int stage = 0, int first = 0, typename Cell, typename real, int K, int U, typename Valid>
-DEVICE void backward_means(BackwardIn<Cell, real> (&in)[K][U], BackwardOut<Cell, real> (&out)[K][U], Valid valid, real* parts,
+template <typename Units, int stage = 0, int first = 0, typename Cell, typename real, int K, int U, typename Valid, typename Sum>
+DEVICE void backward_means(BackwardIn<Cell, real> (&in)[K][U], BackwardOut<Cell, real> (&out)[K][U], Valid valid, Sum* parts,
                            int H) {
     if constexpr (stage + 1 < Cell::back_stages) {
         constexpr int count = Cell::back_means_of(stage);

@@ -1,152 +1,145 @@
-"""What the machine code of schedule `block` says about a timestep on an H200: a table in Markdown, an ESTIMATE.
+"""What the machine code of the schedules block and grid says about a timestep on an H200: a table, an ESTIMATE.
 
     pip install nvidia-cuda-nvdisasm
-    PYTHONPATH=tests python -m cuda_on_cpu.steps > bench/results/block_estimate.md
+    PYTHONPATH=tests python -m cuda_on_cpu.steps --save steps.json > steps.md
+    PYTHONPATH=tests python -m cuda_on_cpu.steps --before steps_of_before.json > steps.md
+    PYTHONPATH=tests python -m cuda_on_cpu.steps --only "lstm H768 B16"
 
-Each kernel is the one that the cost model would choose. Its time loop is taken out of nvdisasm's text and its
-instructions are counted, all branches as if taken, so at most; loops within it as often as the template arguments say.
-What stands apart from the product, between barriers, only warps do that own a sequence.
+Each kernel is the one that the cost model would choose of its schedule. sass.py takes its time loop out of the machine
+code and adds up what one warp waits for.
 """
 
-import re
-import shutil
-import subprocess
-import sys
-import tempfile
+import argparse
+import itertools
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.launch import kernel_of
-from gpurnn.backends.cuda.libraries import wheel_folders
-from gpurnn.backends.cuda.schedules.cost import BARRIERS
 from gpurnn.backends.sources import kernel_source
 from gpurnn.cells import CELLS
 from gpurnn.dtypes import ITEMSIZE
 
-from . import nvrtc
+from . import nvrtc, sass
 from .gate import parse_log
 
 CLOCK = 1.98e9
 H200 = schedules.Device(90, 132, 227 * 1024, CLOCK)
-NAMES = "lstm", "gru", "rnn_tanh"
+HOP = 0.6e-6  # seconds from a store to the poll that sees it: 0.56 to 0.65 us, published for an H100
 KINDS = {"float32": ("float32", False), "tf32": ("float32", True), "bfloat16": ("bfloat16", False)}
-CASES = [
-    *((cell, 128, I, kind, False) for cell in NAMES for kind in KINDS for I in (0, 8)),
-    *((cell, 128, 0, kind, True) for cell in NAMES for kind in KINDS),
-    *(("lstm", 192, 0, "bfloat16", backward) for backward in (False, True)),
-    *(("gru", 224, 0, "bfloat16", backward) for backward in (False, True)),
-]
-TENSOR = {2: 2680, 4: 1340}  # operations a clock of mma.sync, by bytes of a number: published measurements on an H100
+CASES = list(itertools.product(("lstm", "gru"), (128, 256, 512, 768, 1024), (1, 16, 64, 128), KINDS, (False, True)))
 
 
-def nvdisasm(cubin):
-    """The machine code of a program as text. Raises SystemExit where the tool is missing."""
-    paths = [folder / "bin/nvdisasm" for folder in wheel_folders()]
-    tool = next((str(path) for path in paths if path.is_file()), shutil.which("nvdisasm"))
-    if not tool:
-        sys.exit("nvdisasm is missing: pip install nvidia-cuda-nvdisasm")
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(cubin)
-        return subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True).stdout
+def name_of(cell, H, B, kind, backward):
+    return f"{cell} H{H} B{B} {kind} {'backward' if backward else 'forward'}"
 
 
-def instructions(text, name):
-    """Of one kernel: the operations in order, and the jumps back, (from, to) as places in that order."""
-    part = text[text.index(f".text.{name}:") :]
-    end = part.find("\n.section", 1)
-    operations, labels, jumps = [], {}, []
-    for line in part[: end if end > 0 else None].splitlines():
-        label = re.match(r"(\.L_x_\d+):", line)
-        if label:
-            labels[label[1]] = len(operations)
-        code = re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d\s+)?([A-Z][\w.]*)", line)
-        if code:
-            target = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
-            if target and target[1] in labels:
-                jumps.append((len(operations), labels[target[1]]))
-            operations.append(code[1])
-    return operations, jumps
-
-
-def products(operations):
-    return sum(op.startswith(("FFMA", "HMMA")) for op in operations)
-
-
-def time_loop(operations, jumps):
-    """The smallest loop with a barrier and most of the products: its operations, and the loops within it."""
-    loops = [(to, at) for at, to in jumps if any(op.startswith("BAR") for op in operations[to : at + 1])]
-    most = max(products(operations[to : at + 1]) for to, at in loops)
-    start, end = min((loop for loop in loops if products(operations[loop[0] : loop[1] + 1]) > 0.9 * most),
-                     key=lambda loop: loop[1] - loop[0])  # fmt: skip
-    inner = [operations[to : at + 1] for at, to in jumps if start <= to and at < end and (to, at) != (start, end)]
-    return operations[start : end + 1], inner
-
-
-def of_a_step(candidate, problem, operations, jumps):
-    """Instructions of a timestep: of one warp that does everything, and of a warp on average."""
-    body, inner = time_loop(operations, jumps)
-    parts = [[]]
-    for op in body:
-        parts[-1].append(op)
-        if op.startswith("BAR"):
-            parts.append([])
-    product = max(parts, key=products)
-    count, share = len(product), 1.0
-    if candidate.kernel == "block":
-        HP, S, KREG, R = candidate.numbers[:4]
-        share = min(R, S) / S
-        for loop in inner:
-            quads = -(-candidate.inputs // 4 // S) if candidate.inputs and KREG * S == HP else (HP // S - KREG) // 4
-            if products(loop) >= 4:
-                count += (quads * 4 * problem.products * R / products(loop) - 1) * len(loop)
-    rest = len(body) - len(product)
-    return round(count + rest), count + share * rest
-
-
-def row(cell, H, I, kind, backward):
+def problem_of(cell, H, B, kind, backward):
     dtype, tf32 = KINDS[kind]
-    problem = schedules.Problem(CELLS[cell], H, 512, 16, 1, dtype, False, backward, tf32, I)
-    found = [candidate for candidate in schedules.block_candidates(problem, H200) if bool(candidate.inputs) == bool(I)]
-    found = [candidate for candidate in found if not tf32 or candidate.kernel == "block_mma"]
-    candidate = min(found, key=lambda candidate: candidate.total(problem.T))
+    return schedules.Problem(CELLS[cell], H, 512, B, 1, dtype, False, backward, tf32)
+
+
+def best(problem):
+    """The best candidate of each kernel file that the cost model offers."""
+    found, _ = schedules.candidates(problem, H200)
+    by_schedule = {}
+    for candidate in found:
+        if candidate.schedule != "step":
+            by_schedule.setdefault(candidate.schedule, candidate)
+    return list(by_schedule.values())
+
+
+def estimate(problem, candidate):
+    """The row of one kernel: what was counted, and the microseconds that follow."""
     file, expression, struct = kernel_of(problem, candidate)
     program = nvrtc.compile(kernel_source(file, struct), file=file, arch=90, expressions=(expression,))
     name = program.lowered[expression]
-    count, average = of_a_step(candidate, problem, *instructions(nvdisasm(program.cubin), name))
-    warps, multiplied = (
-        candidate.threads // 32,
-        H * (problem.products * H + problem.gates * candidate.inputs) * candidate.rows,
-    )
-    issue = average * warps / 4
-    tensor = candidate.kernel == "block_mma"
-    arithmetic = 2 * multiplied / TENSOR[ITEMSIZE[dtype]] if tensor else multiplied / 128
-    cycles = max(issue, arithmetic) + BARRIERS
-    registers = parse_log(program.log)[name].registers
-    held = f"{100 * candidate.held:.0f} + {100 - 100 * candidate.held:.0f}"
-    return (
-        f"| `{expression}` | {kind} | {candidate.rows} | {candidate.threads} | {registers} | {held} | {count} "
-        f"| {issue:.0f} | {arithmetic:.0f} | {cycles:.0f} | {cycles / CLOCK * 1e6:.2f} | {CLOCK / cycles / 1e6:.2f} |"
-    )
+    resources = parse_log(program.log)[name]
+    body, inner = sass.time_loop(*sass.instructions(sass.nvdisasm(program.cubin), name))
+    timing = sass.timing(body, inner, round(HOP * CLOCK))
+    loops = [body[begin:end] for begin, end in inner]
+    count = len(body) + sum((_turns(problem, candidate, loop) - 1) * len(loop) for loop in loops)
+    warps = -(-candidate.threads // 128)  # of each of the 4 parts of a multiprocessor
+    sharing = 2 if candidate.kernel == "grid_mma" and candidate.numbers[4] == 2 else 1
+    matrix = sum(one.op.startswith("HMMA") for one in body)
+    busy = warps * sharing * max(count, matrix * sass.ISSUE_HMMA)
+    cycles = max(timing.cycles + count - len(body), busy)
+    tiles = -(-max(problem.B, 1) // candidate.rows)
+    at_once = getattr(candidate, "at_once", 1) * (getattr(candidate, "groups", 0) or min(tiles, H200.multiprocessors))
+    return {
+        "kernel": expression, "instructions": count, "waits": timing.waits, "waited": timing.waited,
+        "cycles": round(cycles), "busy": round(busy), "bytes": exchanged(problem, candidate),
+        "registers": resources.registers, "spills": resources.spill_stores + resources.spill_loads,
+        "us": round(cycles / CLOCK * 1e6 * -(-tiles // at_once), 3), "model_us": round(candidate.seconds * 1e6, 3),
+    }  # fmt: skip
 
 
-COLUMNS = (
-    "kernel dtype sequences threads registers on-chip instructions issue arithmetic step us million-steps-a-second"
-)
-HEAD = f"""# Schedule `block` on an H200: an estimate, nothing here was measured
+def exchanged(problem, candidate):
+    """Bytes that a thread block receives from others in a timestep."""
+    if candidate.schedule != "grid":
+        return 0
+    size = 8 if candidate.kernel == "grid" else ITEMSIZE[problem.dtype]
+    parts = problem.products if candidate.kernel == "grid_mma" and problem.backward else 1
+    return candidate.rows * problem.H * size * parts
 
-Made by `PYTHONPATH=tests python -m cuda_on_cpu.steps` from the machine code for sm_90 (NVRTC {{version}}), B 16, T 512.
-Where IP, the last number of a forward kernel's name, is not 0, W_ih x is made within the launch.
 
-on chip: % of the weights in registers + in shared memory. Instructions: of a warp in a timestep, all branches counted,
-so at most. Cycles: issue, at 4 instructions a multiprocessor; arithmetic, the product at 128 multiply-adds, on tensor
-cores at the published rate of mma.sync; a step, the longer of the two and {BARRIERS} of latency (barriers,
-the cell, loads and stores), which is a guess until a GPU has measured it. Seconds at {CLOCK / 1e9:.2f} GHz.
+def _turns(problem, candidate, loop):
+    """How often a loop within the time loop runs in a timestep: more than once where it multiplies by shared memory."""
+    if candidate.kernel not in ("block", "grid") or sass.products(loop) < 4:
+        return 1
+    blocks = getattr(candidate, "blocks", 1)
+    multiplied = problem.products * problem.H**2 * candidate.rows / (candidate.threads * blocks)
+    return max(1, round(multiplied * (1 - candidate.held) / sass.products(loop)))
 
-| {" | ".join(COLUMNS.split()).replace("-", " ")} |
-|---|---|{"---:|" * 10}"""
+
+COLUMNS = ("instructions", "waits", "waited", "cycles", "bytes", "registers", "spills", "us")
+HEAD = """# A timestep on an H200: an estimate, nothing here was measured
+
+Made by `python -m cuda_on_cpu.steps` from the machine code for sm_90 (NVRTC {version}), T 512, one direction. Each
+kernel is the one that the cost model would choose of its schedule{before}.
+
+instructions: of a warp in a timestep, all branches counted, so at most. waits: how many of them wait for the result of
+an earlier one that takes longer than the instructions between; waited: the cycles of that, with published latencies and
+{hop:.2f} us for a number from another thread block. cycles: of a timestep, the longer of that warp's and of what all
+warps issue; of a kernel that has two tiles at once those of both. bytes: that a thread block receives in it. us: at
+{clock:.2f} GHz, times the tiles that a group has one after another. model: what the cost model says.
+
+| case | kernel | {columns} | model us |
+|---|---|{lines}---:|"""
+
+
+def print_table(rows, before, to=print):
+    to(HEAD.format(
+        version=".".join(map(str, nvrtc.version())), hop=HOP * 1e6, clock=CLOCK / 1e9,
+        columns=" | ".join(COLUMNS), lines="---:|" * len(COLUMNS),
+        before="; before -> after a change, where a figure changed" if before else "",
+    ))  # fmt: skip
+    for key, row in rows.items():
+        old = before.get(key, row)
+        figures = [f"{old[name]} -> {row[name]}" if old[name] != row[name] else f"{row[name]}" for name in COLUMNS]
+        case, _, _ = key.partition(", ")
+        to(f"| {case} | `{row['kernel']}` | {' | '.join(figures)} | {row['model_us']} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--save", type=Path, help="write the rows as JSON, too")
+    parser.add_argument("--before", type=Path, help="rows that another version saved: show both")
+    parser.add_argument("--only", default="", help="cases with this in their name")
+    given = parser.parse_args()
+    jobs = {}
+    for case in CASES:
+        if given.only in name_of(*case):
+            for candidate in best(problem_of(*case)):
+                jobs[f"{name_of(*case)}, {candidate.schedule}"] = problem_of(*case), candidate
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        rows = dict(zip(jobs, pool.map(lambda job: estimate(*job), jobs.values()), strict=True))
+    if given.save:
+        given.save.write_text(json.dumps(rows, indent=1))
+    print_table(rows, json.loads(given.before.read_text()) if given.before else {})
 
 
 if __name__ == "__main__":
-    print(HEAD.format(version=".".join(map(str, nvrtc.version()))))
-    for case in CASES:
-        print(row(*case), flush=True)
+    main()

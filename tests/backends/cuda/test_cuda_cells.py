@@ -209,7 +209,7 @@ def test_who_cannot_serve_a_cell_says_why():
     found, refusals = schedules.candidates(problem(MEANS["lstm normalized"]), device)
     assert found[0].schedule == "block" and found[-1].schedule == "step"
     plain = schedules.candidates(problem(option(gpurnn.LSTM)), device)[0][0]
-    assert (found[0].seconds - plain.seconds) * device.clock > 4 * schedules.cost.MEANS  # four stages
+    assert (found[0].seconds - plain.seconds) * device.clock > 4 * schedules.constants.MEANS  # four stages
     assert list(refusals) == ["grid", "cluster"] and "means over the units of a sequence" in refusals["cluster"]
     assert "take 4 more exchanges of 0.65 us in every timestep" in refusals["grid"]
     long = LSTMStep(False)

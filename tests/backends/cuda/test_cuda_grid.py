@@ -28,16 +28,17 @@ DIRECTIONS = {"forward": {}, "bidirectional": {"bidirectional": True}, "reverse"
 @pytest.fixture
 def forced(monkeypatch):
     """``forced(U, R, threads, KREG=None)``: layers walk so, in groups of as many blocks as H needs; on tensor cores
-    with "mma" for threads, and then KREG tiles in registers and P blocks on a multiprocessor."""
+    with "mma" for threads, and then KREG tiles in registers and P blocks on a multiprocessor. AT: tiles at once, where
+    there are more than groups."""
 
-    def force(U, R, threads, KREG=None, P=1):
+    def force(U, R, threads, KREG=None, P=1, AT=1):
         def grid_candidates(problem, device):
             # a launch of all blocks at once; on the emulated GPU some more may be there than on a real one of its size
             size = Device(device.capability, 12, device.shared_bytes)
             if threads == "mma":
-                return [schedules.grid_mma_tile(problem, size, U, R, P, KREG)]
+                return [schedules.grid_mma_tile(problem, size, U, R, P, KREG, AT)]
             some = (grid_tile for n in (threads, 2 * threads, 4 * threads, threads // 2)
-                    if (grid_tile := schedules.grid_tile(problem, size, U, R, n, KREG)))  # fmt: skip
+                    if (grid_tile := schedules.grid_tile(problem, size, U, R, n, KREG, AT)))  # fmt: skip
             return [next(some)]
 
         schedules.candidates.cache_clear()
@@ -67,6 +68,28 @@ def test_sizes(kind, dtype, T, B, H, U, R, KREG, ragged, bidirectional, forced):
     compare(kind, cuda_ops(), dtype, T, B, ragged, H=H, bidirectional=bidirectional, schedule="grid")
 
 
+TWO_TILES = [  # kind, dtype, T, B, H, R, threads, both directions, order of threads
+    ("lstm", "float32", 4, 7, 19, 2, 64, True, "random"),
+    ("gru", "float32", 3, 5, 35, 1, 64, False, "interrupted"),
+    ("lstm", "float16", 5, 7, 19, 2, "mma", True, "interrupted"),
+    ("gru", "bfloat16", 35, 9, 17, 2, "mma", False, "ascending"),
+    ("rnn tanh", "tf32", 3, 5, 19, 1, "mma", True, "random"),
+]
+
+
+@pytest.mark.parametrize("kind, dtype, T, B, H, R, threads, both, order", TWO_TILES)
+def test_two_tiles_at_once(kind, dtype, T, B, H, R, threads, both, order, forced):
+    """Each group computes two tiles in turn; the last tile has no other, and tiles end at different timesteps."""
+    forced(8, R, threads, AT=2)
+    ops, types = cuda_ops(**THREAD_ORDERS[order]), []
+    launch = ops.kernels.launch
+    ops.kernels.launch = lambda file, kernel, of, *a, **more: (
+        types.append((kernel, of)) or launch(file, kernel, of, *a, **more)
+    )
+    compare(kind, ops, *precise(dtype), T, B, True, H=H, bidirectional=both, schedule="grid", **tf32(dtype))
+    assert {of[-1] for kernel, of in types if kernel.startswith("grid")} == {"2"}
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("kind", CELLS)
 def test_every_option(kind, option, forced):
@@ -91,6 +114,14 @@ def test_tensor_cores(kind, dtype, T, B, H, U, R, held, P, ragged, both, order, 
     forced(U, R, "mma", held, P)
     ops = cuda_ops(**THREAD_ORDERS[order])
     compare(kind, ops, *precise(dtype), T, B, ragged, H=H, bidirectional=both, schedule="grid", **tf32(dtype))
+
+
+def test_words_come_in_several_batches(forced):
+    """Each is asked for before the one before it is waited for: three and four batches, the last one half empty."""
+    forced(8, 4, "mma")
+    for kind, batch in (("gru", 1), ("lstm", 3)):
+        ops = cuda_ops(edits=[("batch = 8 / (N * P)", f"batch = {batch}")], **THREAD_ORDERS["interrupted"])
+        compare(kind, ops, "float16", 3, 5, True, H=19, schedule="grid")
 
 
 def tf32(dtype):
@@ -224,7 +255,7 @@ def test_it_is_the_schedule_that_runs_and_epochs_go_on(forced, monkeypatch):
 
 # A block that comes late to what the others have sent: slots that are used again too early are missed by it, and others
 # find what lay in its own before.
-_WAIT = "for (int polls = 0; missing; polls++) {"
+_WAIT = "for (int polls = 0; !timed_out; polls++) {"
 LATE = (_WAIT, f"for (int k = 0; blockIdx.y == 1 && k < 60; k++) (void)*(volatile int*)failed;\n{_WAIT}")
 
 
@@ -315,9 +346,9 @@ MMA_MUTATIONS = {
         f"gate * 16; }});\n        {TIMED_OUT} return false",
         "gate * 16; }); if (false) return false",
     ),
-    "a warp's sum left out": ("rnn tanh", "int p = 0; p < WARPS; p++) sum", "int p = 1; p < WARPS; p++) sum"),
+    "a warp's sum left out": ("rnn tanh", "part[p] += part[p + step];", "if (step > 1) part[p] += part[p + step];"),
     "another sequence": ("rnn tanh", "return column % 4 * 2 + column / 4;", "return column;"),
-    "words of the fragment": ("rnn tanh", "(part * 2 + w) * Fragment<T>::P", "(part * 2 + 1 - w) * Fragment<T>::P"),
+    "words of the fragment": ("rnn tanh", "(low.x, high.x, low.y, high.y)", "(low.y, high.y, low.x, high.x)"),
     "another gate, back": ("gru", "(size_t)(group / gate) * H_ + row", "(size_t)(Q - 1 - group / gate) * H_ + row"),
     "the group ends early": ("rnn tanh", "longest = steps > longest ? steps : longest", "longest = 1"),
     "length off by one": (
@@ -328,8 +359,8 @@ MMA_MUTATIONS = {
     "h of the step itself": ("rnn tanh", "if (ahead) h_new[k] = h_old[k];", ";"),
     "asked for the same again": (
         "gru",
-        "here.move_on();\n        if (t + on != end) load_ahead(t + on);",
-        "if (t + on != end) load_ahead(t + on); here.move_on();",
+        "here.move_on();\n        t += on;\n        if (t != end) load_ahead(t);",
+        "t += on; if (t != end) load_ahead(t); here.move_on();",
     ),
 }
 
@@ -363,6 +394,14 @@ def test_a_planted_error_is_seen(threads, mutation, forced, monkeypatch):
         assert not list(errors(*case, edits=edits))
         RIGHT.add((case, *edits))
     assert next(errors(*case, edits=[*edits, (old, new)]), None)
+
+
+@pytest.mark.parametrize("threads, kind, dtype", [(64, "gru", "float32"), ("mma", "rnn tanh", "float16")])
+def test_two_tiles_that_share_a_channel_are_seen(threads, kind, dtype, forced, monkeypatch):
+    forced(8, 2, threads, AT=2)
+    monkeypatch.setattr(Exchange, "patience", 3000)
+    assert not list(errors(kind, dtype, 4, edits=[]))
+    assert next(errors(kind, dtype, 4, edits=[("{channel(0), channel(1)}", "{channel(0), channel(0)}")]), None)
 
 
 @pytest.mark.parametrize("threads, dtype", [(64, "float32"), ("mma", "float16")])
@@ -478,8 +517,11 @@ def test_when_tensor_cores_are_taken():
     assert schedules.choose(problem(H=768, B=16), DEVICES[90], "grid")[0].kernel == "grid"  # float32 means float32
     assert schedules.choose(problem(H=256, B=16, dtype="float16"), DEVICES[75], "grid")[0].kernel == "grid"
     found = schedules.grid_candidates(problem(H=256, B=64, dtype="float16"), DEVICES[90])
-    two = [candidate for candidate in found if candidate.kernel == "grid_mma" and candidate.numbers[-1] == 2]
+    two = [candidate for candidate in found if candidate.kernel == "grid_mma" and candidate.numbers[4] == 2]
     assert any(candidate.blocks * candidate.groups > 132 for candidate in two)
     for candidate in two:
         assert candidate.blocks * candidate.groups <= 264 and 2 * (candidate.shared + 1024) <= 228 * 1024
     assert any("two on a multiprocessor" in str(candidate) for candidate in two)
+    candidate = schedules.choose(problem(H=1024, B=64, dtype="float16"), DEVICES[90], "grid")[0]
+    assert candidate.at_once == 2 and "two tiles at once" in str(candidate)
+    assert all(other.at_once == 1 for other in schedules.grid_candidates(problem(H=1024), DEVICES[90]))

@@ -4,6 +4,7 @@ replaced where figures matter."""
 import json
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -11,7 +12,7 @@ from helpers import cuda_ops
 
 from gpurnn.backends import switch as backend
 from gpurnn.backends.cuda import schedules
-from gpurnn.backends.cuda.schedules import Device, Problem, tuned_table, tuning
+from gpurnn.backends.cuda.schedules import Device, Problem, constants, tuned_table, tuning
 from gpurnn.cells import CELLS
 from gpurnn.check import build
 from gpurnn.cli import main
@@ -79,6 +80,12 @@ def test_the_table_on_disk(caplog):
     table = known({"step": (1.5, 0), "block<128, 2, 40, 1, 0>": (0.5, 4)})
     tuned_table.write(table)
     assert tuned_table.read().entries == table.entries
+    entry = next(iter(table.entries))
+    table.estimates[entry] = {"step": (1e-6, 0.0)}
+    tuned_table.write(table)
+    assert tuned_table.read().estimates == table.estimates
+    (row,) = tuning.rows(table)
+    assert row["errors"] == pytest.approx({"step": 1.5})
     for broken in ("{", "[]", '{"format": 99, "entries": []}', '{"format": 1, "entries": [{"work": [1]}]}',
                    '{"format": 1, "entries": [{"work": [1], "ways": {"step": ["a", 0]}}]}'):  # fmt: skip
         tuned_table.path().write_text(broken)
@@ -86,6 +93,11 @@ def test_the_table_on_disk(caplog):
             caplog.clear()
             assert not tuned_table.read().entries
             assert "schedules are estimated" in caplog.text
+
+
+def test_the_page_has_the_constants():
+    assert constants.markdown() in (Path(constants.__file__).parents[3] / "docs/kernels.md").read_text(encoding="utf-8")
+    assert all(one.unit and one.source and getattr(constants, one.name) == one.value for one in constants.TABLE)
 
 
 def test_buckets():
@@ -196,6 +208,9 @@ def test_the_command(monkeypatch):
     assert "rnn_tanh H5 B1 float32 forward" in told and "2 time loops are known" in told
     assert max(map(len, told.splitlines()[:-1])) <= 80
     rows = json.loads(call("tune", "--show", "--json"))["rows"]
+    assert all(error > 0 for row in rows for error in row["errors"].values()) and set(rows[0]["errors"]) == set(
+        rows[0]["ways"]
+    )
     assert len(rows) == 2 and {"step"} < set(rows[0]["ways"])
     assert "kernels are ready for sm_90" in call("warmup", "--dtype", "float32", "--cell", "rnn_tanh", "--hidden", 5)
     assert "Forgotten" in call("tune", "--forget") and "Nothing is known" in call("tune", "--show")

@@ -7,22 +7,20 @@ import math
 from dataclasses import dataclass, replace
 
 from ....dtypes import ITEMSIZE
-from .cost import (
+from .constants import (
     BARRIERS,
+    CONVERT_RATE,
     EFFICIENCY,
+    FETCH,
+    FMA_RATE,
+    LATENCY,
     LOAD_SECONDS,
     MEANS,
-    extra_registers,
-    padded,
-    refusal,
-    step_seconds,
-    takes_inputs,
-    thread_registers,
+    SHARED_BYTES,
+    mma_rate,
 )
+from .cost import extra_registers, padded, refusal, step_seconds, takes_inputs, thread_registers
 from .problem import Candidate
-
-LATENCY = 30  # exposed latency of one shared-memory load, in cycles
-FETCH = 8  # cycles per value that a block's threads load, counted in the SASS
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def _mma_tiles(problem, device):
         plain = None
         for IP in (0, padded(problem.I, 32 // size)) if takes_inputs(problem) else (0,):
             tiles = (Q * HP + G * IP) * size // 32  # weight tiles of one warp
-            other = _mma_registers(problem, N) + (N - 1) * 60 + 4 * (size == 4)
+            other = _mma_registers(problem, N) + (N - 1) * 64 + 4 * (size == 4)
             other += 3 * -(-8 * N * padded(IP, 64 // size) // threads) if IP else 0  # x and its addresses
             other += 4 * (problem.H % 2 or device.capability < 90) if IP else 0
             room = thread_registers(threads) - other
@@ -134,9 +132,7 @@ def _mma_tiles(problem, device):
             if (N > 1 and not held) or (problem.stages and room < 0):
                 continue
             warps = HP // 16
-            products = (
-                2 * HP * (Q * HP + G * IP) * 8 * N / (2680 if size == 2 else 1340)
-            )  # operations per cycle: published measurements
+            products = 2 * HP * (Q * HP + G * IP) * 8 * N / mma_rate(size)
             operands = warps * N * tiles / (1 if problem.backward else Q) / 2 * 4
             rest = warps * (tiles - held) * 4
             moved = warps * N * 4 * ((1 if IP else 2) * G + 3) * size  # the SASS agrees (steps.py)
@@ -204,7 +200,7 @@ def _fma_tiles(problem, device):
             yield plain
             if takes_inputs(problem):
                 IP = padded(problem.I, 4)
-                cycles = problem.gates * HP * IP * R / 128 / EFFICIENCY + LATENCY
+                cycles = problem.gates * HP * IP * R / FMA_RATE / EFFICIENCY + LATENCY
                 cycles -= FETCH * problem.gates * -(-R // S)  # W_ih x is not loaded
                 more = problem.T * step_seconds(problem, device, R, cycles)
                 yield replace(fma_tile(problem, HP, S, KREG, R, plain.seconds, IP), product=more, like=plain.key)
@@ -258,10 +254,10 @@ def _cycles(problem, HP, S, KREG, R):
     """Cycles of one timestep of block.cu."""
     G, KS, warps = problem.products, HP // S, HP * S // 32
     size = ITEMSIZE[problem.dtype]
-    products = G * HP * HP * R / 128 + (0 if size == 4 else G * HP * HP / 64)  # 16-bit weights are widened first
+    products = G * HP * HP * R / FMA_RATE + (0 if size == 4 else G * HP * HP / CONVERT_RATE)
     products *= max(1, (8 / warps) ** 0.5) / EFFICIENCY  # few warps hide little latency
     operands = warps * KS / 4 * R * (G if problem.backward else 1)  # 16 bytes, the same for a warp
-    weights = (KS - KREG) * G * HP * S * size / 128
+    weights = (KS - KREG) * G * HP * S * size / SHARED_BYTES
     sums = warps * S * R * G
     means = _means_cycles(problem, HP // 32 * min(R, S), -(-R // S), HP // 32)
     return max(products, operands + weights) + sums + means + BARRIERS

@@ -92,9 +92,9 @@ def hold_less(problem, candidate, device, spilled=1):
     elif candidate.kernel == "block_mma":
         less = mma_tile(problem, numbers[0], held, numbers[2], IP=candidate.inputs)
     elif candidate.kernel == "grid":
-        less = grid_tile(problem, device, numbers[0], numbers[4], candidate.threads, held)
+        less = grid_tile(problem, device, numbers[0], numbers[4], candidate.threads, held, candidate.at_once)
     elif candidate.kernel == "grid_mma":
-        less = grid_mma_tile(problem, device, numbers[0], *numbers[3:], held)
+        less = grid_mma_tile(problem, device, numbers[0], *numbers[3:5], held, candidate.at_once)
     else:
         less = cluster_tile(problem, device, numbers[0], numbers[3], held)
     if less is None or less.shared > device.shared_bytes:

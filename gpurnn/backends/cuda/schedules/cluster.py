@@ -8,19 +8,20 @@ from dataclasses import dataclass
 
 from ....dtypes import ITEMSIZE
 from .block import Block
-from .cost import LOAD_SECONDS, extra_registers, refusal, thread_registers
+from .constants import (
+    BARRIER,
+    CELL_CYCLES,
+    CELL_ISSUED,
+    CLUSTER_BYTES,
+    CLUSTER_HOP,
+    LOAD_SECONDS,
+    SHARED_BYTES,
+    mma_rate,
+)
+from .cost import extra_registers, refusal, thread_registers
 
 SIZES = (8, 16)  # thread blocks of a cluster; every GPU with clusters has 8, a kernel must opt in to 16
 MOST_WARPS = 16  # of a thread block
-# cycles from one multiprocessor to another of its cluster; published measurements say 180 to 213 (arXiv 2402.13499,
-# 2501.12084)
-HOP_CYCLES = 200
-# bytes per clock that a multiprocessor receives from others of its cluster: 2.65 TB/s on 132 of them at 1.755 GHz,
-# published for a ring of clusters of 4 (arXiv 2501.12084)
-RECEIVED_BYTES = 11.4
-CELL_CYCLES = 300  # from a product's sums to what is sent, latencies alone, a guess: shuffles, the cell
-CELL_ISSUED = 200  # instructions of a warp in the same part, for each sequence of a lane, counted in the SASS
-BARRIER = 40  # cycles of a barrier of a thread block, a guess
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,12 @@ def cluster_tile(problem, device, C, R, held=None):
     shared = max(buffers + (tiles - held) * threads * 16, min(held, 8) * threads * 16)
     if shared > device.shared_bytes:
         return None
-    rate = 2680 if size == 2 else 1340  # operations per cycle: published measurements
-    products = 2 * 16 * M * warps * K * numbers * 8 * N / rate
+    products = 2 * 16 * M * warps * K * numbers * 8 * N / mma_rate(size)
     loads = warps * (K * -(-R // 2) + (tiles - held) * 4)  # of 128 bytes
     cell = max(CELL_CYCLES, CELL_ISSUED * N * units // 4 * warps / 4)  # 4 warps issue at once
-    cycles = max(products, loads) + cell + HOP_CYCLES + received / RECEIVED_BYTES
+    cycles = max(products, loads) + cell + CLUSTER_HOP + received / CLUSTER_BYTES
     if problem.backward:
-        cycles += BARRIER + received / 128
+        cycles += BARRIER + received / SHARED_BYTES
     rounds, groups = _placed(problem, device, C, R)
     return Cluster(
         "cluster", rounds * cycles / device.clock, LOAD_SECONDS, kernel="cluster", numbers=(C, warps, held, R), rows=R,

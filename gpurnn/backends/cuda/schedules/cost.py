@@ -1,20 +1,12 @@
 """What a time loop should cost on a GPU, by published figures; not measured. The estimates only rank what fits."""
 
 from ....dtypes import ITEMSIZE
-
-REGISTERS = 65536  # of one multiprocessor
-GEMM_SECONDS = 2.5e-6  # seconds of a GEMM before the time loop, besides its arithmetic: launch, ramp and tail
-MEMORY_BYTES = 10  # bytes per clock and multiprocessor, to or from global memory
-MOST_INPUTS = 32  # most columns of W_ih that a kernel of schedule block takes
-LOAD_SECONDS = 6e-6  # seconds to load a block's weights, before the first timestep
-EFFICIENCY = 0.7  # fraction of the peak arithmetic rate that a product reaches
-BARRIERS = 350  # cycles of a block's timestep besides its product: two barriers, the cell, loads and stores
-MEANS = 220  # cycles of a stage of means: 5 shuffles of 24; a barrier, a load and a division of 30 to 40 each
+from .constants import EFFICIENCY, GEMM_SECONDS, MEMORY_BYTES, MOST_INPUTS, REGISTERS, gemm_peak
 
 
 def gemm_rate(problem, device):
     """Operations per second of a large matrix product."""
-    peak = 2048 if ITEMSIZE[problem.dtype] == 2 else 1024 if problem.tf32 else 256
+    peak = gemm_peak(ITEMSIZE[problem.dtype], problem.tf32)
     return device.multiprocessors * device.clock * peak * EFFICIENCY
 
 

@@ -7,10 +7,19 @@ from dataclasses import dataclass, replace
 
 from ....dtypes import ITEMSIZE
 from .block import Block
-from .cost import BARRIERS, EFFICIENCY, LOAD_SECONDS, extra_registers, refusal, thread_registers
-
-HOP_SECONDS = 0.65e-6  # seconds from one multiprocessor to another through L2, by published measurements
-EXCHANGE_BYTES = 30  # bytes per clock and multiprocessor, when all of them read L2
+from .constants import (
+    BARRIERS,
+    CONVERT_RATE,
+    EFFICIENCY,
+    EXCHANGE_BYTES,
+    FMA_RATE,
+    HOP_SECONDS,
+    LOAD_SECONDS,
+    ONE_READS,
+    SHARED_BYTES,
+    mma_rate,
+)
+from .cost import extra_registers, refusal, thread_registers
 
 
 @dataclass(frozen=True)
@@ -18,18 +27,20 @@ class Grid(Block):
     """A kernel of schedule ``grid`` and what its launch needs.
 
     blocks: thread blocks of a group. groups: groups of each direction, which all run at once. words: 32-bit or 64-bit
-    words of the exchange that one group needs.
+    words of the exchange that one group needs. at_once: tiles that a group has at once.
     """
 
     blocks: int = 1
     groups: int = 1
     words: int = 0
+    at_once: int = 1
 
     def __str__(self):
         groups = "1 group" if self.groups == 1 else f"{self.groups} groups"
-        how = ""
+        how = ", two tiles at once" if self.at_once == 2 else ""
         if self.kernel == "grid_mma":
-            how = ", on tensor cores, two on a multiprocessor" if self.numbers[-1] == 2 else ", on tensor cores"
+            how += ", on tensor cores"
+            how += ", two on a multiprocessor" if self.numbers[4] == 2 else ""
         return f"{super().__str__()}, {groups} of {self.blocks} thread blocks{how}"
 
 
@@ -52,9 +63,13 @@ def grid_candidates(problem, device):
     sizes = [quads * S for S in (1, 2, 4, 8) if quads * S <= 768] if problem.backward else (128, 256, 512)
     for U in (8, 16, 32):
         for R in (1, 2, 4):
-            found += [grid_tile(problem, device, U, R, threads) for threads in sizes]
+            found += [grid_tile(problem, device, U, R, threads, AT=AT) for threads in sizes for AT in (1, 2)]
         if (ITEMSIZE[problem.dtype] == 2 or problem.tf32) and device.capability >= 80:
-            found += [grid_mma_tile(problem, device, U, R, P) for R in (1, 2, 4, 8, 16) for P in (1, 2)]
+            found += [
+                grid_mma_tile(problem, device, U, R, P, AT=AT)
+                for R in (1, 2, 4, 8, 16)
+                for P, AT in ((1, 1), (2, 1), (1, 2))
+            ]
     found = [tile for tile in found if tile and tile.blocks > 1]
     if not found:
         size = problem.products * problem.H**2 * ITEMSIZE[problem.dtype] * problem.directions / 1e6
@@ -62,11 +77,11 @@ def grid_candidates(problem, device):
     return found
 
 
-def grid_tile(problem, device, U, R, threads, KREG=None):
+def grid_tile(problem, device, U, R, threads, KREG=None, AT=1):
     """The ``Grid`` of grid.cu with U units per block, R sequences per tile and ``threads`` threads per block.
 
     None where these do not divide each other or do not fit. KREG: columns of weights in registers, as in the kernel; by
-    default as many as fit.
+    default as many as fit. AT: tiles that a group has at once.
     """
     G, size, KP = problem.products, ITEMSIZE[problem.dtype], -(-problem.H // 128) * 128
     four = 4 * size
@@ -78,14 +93,15 @@ def grid_tile(problem, device, U, R, threads, KREG=None):
     other += 16 * (G == 1 and R > 1) + 2 * G * R + (16 if size == 2 else 0) + 4 * problem.marked
     if not problem.backward:
         other += 16 * (device.capability < 90 and G > 1) + 24 * (size == 4 and len(problem.cell.apart) > 0 and R == 1)
-    room = thread_registers(threads) - other - extra_registers(problem.cell, -(-R * U // threads))
+    room = thread_registers(threads) - other - AT * extra_registers(problem.cell, -(-R * U // threads))
+    room -= (AT - 1) * _second_tile(problem, -(-R * U // threads))
     if problem.backward:
         rows = -(-G * U // (4 * S)) * 4
         held = rows if KREG is None else KREG
         if KREG is None and rows * size > room - 2 * R:
             held = max(0, (room - 2 * R) // size // 4 * 4)
         each, fours = held, rows
-        memory = R * S * rows + S * R * KP + max(threads // 32, threads // (R * U)) * R * U
+        memory = R * S * rows + S * R * KP + 2 * max(threads // 32, threads // (R * U)) * R * U
     else:
         KS = KP // S
         held = max(0, min(KS, room // (G * size) * 4)) if KREG is None else min(KREG, KS)
@@ -94,17 +110,25 @@ def grid_tile(problem, device, U, R, threads, KREG=None):
     staged = min(8, held if problem.backward else held // 4)
     shared = max(4 * memory + (fours - each) * threads * four, staged * threads * four)
     warps = threads // 32
-    products = G * U * KP * R / 128 + (0 if size == 4 else G * U * KP / 64)
+    products = G * U * KP * R / FMA_RATE + (0 if size == 4 else G * U * KP / CONVERT_RATE)
     operands = warps * fours / 4 * R if problem.backward else warps * (KP // S) / 4 * R * 2
-    weights = (fours - each) * threads * four / 128
+    weights = (fours - each) * threads * four / SHARED_BYTES
     sums = (S * R * KP / 32 + 4 * warps * R) if problem.backward else warps * G * R * 8
     moved = R * problem.H * 8 * (2 if problem.backward else 1)
     cycles = max(products / EFFICIENCY, operands + weights) + sums
     N = -(-problem.H // U)
     words = 2 * (N * N * R * U if problem.backward else problem.H * R)
-    tile = Grid("grid", 0.0, LOAD_SECONDS, kernel="grid", numbers=(U, KP, S, held, R), rows=R, threads=threads,
-                shared=shared, held=each / fours, blocks=N, words=words)  # fmt: skip
+    tile = Grid("grid", 0.0, LOAD_SECONDS, kernel="grid", numbers=(U, KP, S, held, R, AT), rows=R, threads=threads,
+                shared=shared, held=each / fours, blocks=N, words=AT * words, at_once=AT)  # fmt: skip
     return _placed(problem, device, tile, cycles, moved)
+
+
+def _second_tile(problem, sequences):
+    """Registers of a thread for a second tile at once: its states, what is loaded of it, its places.
+
+    Found by compiling. sequences: of the thread.
+    """
+    return 24 + sequences * (2 * len(problem.cell.gates) + 8)
 
 
 def _placed(problem, device, tile, cycles, moved, P=1):
@@ -118,23 +142,26 @@ def _placed(problem, device, tile, cycles, moved, P=1):
     if not room or tile.shared > most:
         return None
     tiles = -(-max(problem.B, 1) // tile.rows)
-    groups = min(tiles, room)
+    if tiles <= room and tile.at_once > 1:
+        return None  # each has a group of its own
+    groups = min(-(-tiles // tile.at_once), room)
     blocks = tile.blocks * groups * problem.directions
     crowded = blocks > device.multiprocessors
-    rate = min(64, EXCHANGE_BYTES * device.multiprocessors / min(blocks, device.multiprocessors))
+    rate = min(ONE_READS, EXCHANGE_BYTES * device.multiprocessors / min(blocks, device.multiprocessors))
     busy = (cycles + moved / rate + BARRIERS) / device.clock
-    # where two blocks share a multiprocessor, one computes while the other waits
-    seconds = -(-tiles // groups) * max(HOP_SECONDS + busy, 2 * busy * crowded)
+    # where two blocks share a multiprocessor, or two tiles a block, one computes while the other waits
+    seconds = -(-tiles // (groups * tile.at_once)) * max(HOP_SECONDS + busy, 2 * busy * (crowded or tile.at_once > 1))
     return replace(tile, seconds=seconds, groups=groups)
 
 
 # ---- grid_mma.cu
 
 
-def grid_mma_tile(problem, device, U, R, P=1, held=None):
+def grid_mma_tile(problem, device, U, R, P=1, held=None, AT=1):
     """The ``Grid`` of grid_mma.cu with U units per block, R sequences per tile and P blocks per multiprocessor.
 
-    None where it does not fit. held: weight tiles in a warp's registers; by default as many as fit.
+    None where it does not fit. held: weight tiles in a warp's registers; by default as many as fit. AT: tiles that a
+    group has at once.
     """
     G, size, KP = problem.products, ITEMSIZE[problem.dtype], -(-problem.H // 128) * 128
     threads, N, fragments = 256, -(-R // 8), size // 2
@@ -146,20 +173,20 @@ def grid_mma_tile(problem, device, U, R, P=1, held=None):
     other = 4 * (M * N * chains + min(8 // P, K // 8 * N) + size) + -(-R * U // threads) * (2 * G + 12) + 56
     if P == 1:
         other += 8 * (size == 4 and device.capability < 90) + problem.backward * (4 if K < 320 else 24)
-    other += extra_registers(problem.cell, -(-R * U // threads))
+    other += AT * extra_registers(problem.cell, -(-R * U // threads))
+    other += (AT - 1) * _second_tile(problem, -(-R * U // threads))
     room = (thread_registers(threads) if P == 1 else 112) - other
     if room < 0:
         return None
     held = min(tiles, max(0, room // 4) if held is None else held)
     parts = 8 * 8 * N * (16 * M + 4) * 4
     shared = max(parts + (tiles - held) * threads * 16, min(held, 8) * threads * 16)
-    rate = 2680 if size == 2 else 1340  # operations per cycle: published measurements
-    products = 16 * M * columns * 8 * N * 2 / rate
-    rest = (tiles - held) * threads * 16 / 128
+    products = 16 * M * columns * 8 * N * 2 / mma_rate(size)
+    rest = (tiles - held) * threads * 16 / SHARED_BYTES
     sums = 8 * M * N * 4 + -(-R * U // 32) * rows // U * 8
     moved = (G if problem.backward else 1) * problem.H * R * size
-    numbers = U, KP, held, R, P
+    numbers = U, KP, held, R, P, AT
     cycles, blocks, words = max(products, rest) + sums, -(-problem.H // U), 32 * K * 16 * 8 * N * size // 4
     tile = Grid("grid", 0.0, LOAD_SECONDS, kernel="grid_mma", numbers=numbers, rows=R, threads=threads,
-                shared=shared, held=held / tiles, blocks=blocks, words=words)  # fmt: skip
+                shared=shared, held=held / tiles, blocks=blocks, words=AT * words, at_once=AT)  # fmt: skip
     return _placed(problem, device, tile, cycles, moved, P)

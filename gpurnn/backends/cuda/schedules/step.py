@@ -1,9 +1,8 @@
 """The schedule ``step``: a fused kernel and a GEMM for each timestep. It fits every size."""
 
+from .constants import STEP_SECONDS
 from .cost import gemm_rate
 from .problem import Candidate
-
-STEP_SECONDS = 4e-6  # seconds of two launches within a CUDA graph, 1.4 us each at least, and the GEMM between them
 
 
 def step_candidates(problem, device):

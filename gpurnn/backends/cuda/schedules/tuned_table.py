@@ -16,11 +16,16 @@ class Table:
     """Measured times.
 
     ``entries`` maps (device, cell, H, batch, directions, dtype, tf32, backward) to {candidate: (seconds per timestep,
-    seconds before the first)}. The batch is rounded up to a power of two.
+    seconds before the first)}. The batch is rounded up to a power of two. ``estimates`` has what the cost model said of
+    the same candidates when they were measured; tables of older versions lack it.
     """
 
-    def __init__(self, entries=()):
-        self.entries = dict(entries)
+    def __init__(self, entries=(), estimates=()):
+        self.entries, self.estimates = dict(entries), dict(estimates)
+
+    def __or__(self, other):
+        """Both tables; ``other`` wins."""
+        return Table(self.entries | other.entries, self.estimates | other.estimates)
 
     def known(self, problem, device):
         """{``Candidate.key``: (seconds, before)} of a ``schedules.Problem``, empty where nothing was measured."""
@@ -69,15 +74,21 @@ def read():
         document = read_json(path(), own=True)
         if document["format"] != _FORMAT:
             raise ValueError(f"format {document['format']}, expected {_FORMAT}")
-        return Table(
-            (tuple(entry["work"]), {candidate: (float(a), float(b)) for candidate, (a, b) in entry["ways"].items()})
-            for entry in document["entries"]
-        )
+        return Table(*(_times(document["entries"], field) for field in ("ways", "estimates")))
     except FileNotFoundError:
         return Table()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         _log.warning("%s is not used, schedules are estimated: %s", path(), one_line(error))
         return Table()
+
+
+def _times(entries, field):
+    """Key -> {candidate: (seconds, before)} of the entries that have this field; the times measured must be there."""
+    return {
+        tuple(entry["work"]): {candidate: (float(a), float(b)) for candidate, (a, b) in entry[field].items()}
+        for entry in entries
+        if field == "ways" or field in entry
+    }
 
 
 def check_file():
@@ -97,5 +108,8 @@ def _document():
 def write(table):
     """Put the table on disk, whole or not at all."""
     make_folder(path().parent)
-    entries = [{"work": list(problem), "ways": candidates} for problem, candidates in table.entries.items()]
+    entries = [
+        {"work": list(problem), "ways": candidates, "estimates": table.estimates.get(problem, {})}
+        for problem, candidates in table.entries.items()
+    ]
     write_json_atomic(path(), {"format": _FORMAT, "entries": entries})

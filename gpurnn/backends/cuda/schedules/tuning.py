@@ -119,30 +119,41 @@ def tune(ops, problems, progress=None, **how):
 
     Returns a ``Table`` with them and all problems that ``ops`` already knew.
     """
-    table, device = Table(ops.measured.entries if ops.measured else ()), ops.device.limits
+    table, device = Table() | (ops.measured or Table()), ops.device.limits
     for problem in progress(problems) if progress else problems:
-        timed = {}
+        timed, estimates = {}, {}
         for candidate in worth_measuring(problem, device):
             try:
                 timed[candidate.key] = measure(ops, problem, candidate, **how)
+                estimates[candidate.key] = candidate.seconds, candidate.before
             except BackendError as error:  # this device does not run that kernel: measure the others
                 _log.warning("%s was not measured: %s", candidate.key, error)
-        table.entries[key(problem, device)] = timed
+        table.entries[key(problem, device)], table.estimates[key(problem, device)] = timed, estimates
     return table
 
 
 def rows(table):
-    """The rows of a table, for people and machines: dictionaries with "device", "name", "ways" and "told".
+    """The rows of a table, for people and machines: dictionaries with "device", "name", "ways", "told" and "errors".
 
-    "ways" maps each candidate to its times, "told" says them in words; the fastest at 512 timesteps is first.
+    "ways" maps each candidate to its times, "told" says them in words; the fastest at 512 timesteps is first. "errors"
+    maps a candidate to how many times as long as estimated 512 timesteps took.
     """
     found = []
-    for (device, kernel, H, B, directions, dtype, tf32, backward), candidates in table.entries.items():
+    for entry, candidates in table.entries.items():
+        device, kernel, H, B, directions, dtype, tf32, backward = entry
         which, both = "backward" if backward else "forward", ", both" if directions == 2 else ""
-        ordered = sorted(candidates.items(), key=lambda item: item[1][1] + 512 * item[1][0])
+        ordered = sorted(candidates.items(), key=lambda item: _total(item[1]))
+        estimates = table.estimates.get(entry, {})
+        errors = {name: _total(times) / _total(estimates[name]) for name, times in ordered if name in estimates}
         lines = [
             f"{name.partition('<')[0]} {seconds * 1e6:.2f} +{before * 1e6:.0f}" for name, (seconds, before) in ordered
         ]
         name = f"{kernel} H{H} B{B} {'tf32' if tf32 else dtype} {which}{both}"
-        found.append({"device": device, "name": name, "ways": dict(ordered), "told": lines})
+        found.append({"device": device, "name": name, "ways": dict(ordered), "told": lines, "errors": errors})
     return found
+
+
+def _total(times):
+    """Seconds of a call of 512 timesteps."""
+    seconds, before = times
+    return before + 512 * seconds

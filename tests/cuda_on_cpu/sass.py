@@ -1,0 +1,130 @@
+"""Machine code of NVIDIA GPUs, as nvdisasm prints it: instructions with what the compiler says of their timing.
+
+From compute capability 7.0 on an instruction takes 16 bytes, and the upper ones say how it waits (Jia et al.,
+"Dissecting the NVIDIA Volta GPU Architecture via Microbenchmarking", arXiv 1804.06826, 2.1): the cycles until the next
+instruction may issue; which of 6 scoreboards it sets until its result is there, which until its operands are read;
+which of them it waits for.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpurnn.backends.cuda.libraries import wheel_folders
+
+# Cycles from issue until a result is there, by the beginning of an operation's name. Published for an H100 or H800:
+# arXiv 2501.12084 (shared memory 29, L2 263), arXiv 1804.06826 (shuffles, special functions, conversions).
+LATENCY = {"LDS": 29, "LDSM": 33, "LDG": 263, "LD": 263, "MUFU": 23, "SHFL": 24, "F2F": 14, "F2FP": 6, "I2F": 14,
+           "S2R": 20, "STS": 12, "STG": 12, "ST": 12, "BAR": 30, "MEMBAR": 500, "LDC": 30}  # fmt: skip
+ISSUE_HMMA = 6.26  # cycles from one HMMA of a scheduler to the next: published for an H100
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """stall: cycles until the next one may issue. sets: scoreboards that it sets. waits: those that it waits for."""
+
+    op: str
+    stall: int
+    sets: tuple
+    waits: tuple
+
+
+def nvdisasm(cubin):
+    """The machine code of a program as text. Raises SystemExit where the tool is missing."""
+    paths = [folder / "bin/nvdisasm" for folder in wheel_folders()]
+    tool = next((str(path) for path in paths if path.is_file()), shutil.which("nvdisasm"))
+    if not tool:
+        sys.exit("nvdisasm is missing: pip install nvidia-cuda-nvdisasm")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        command = [tool, "-c", "-hex", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def instructions(text, name):
+    """Of one kernel: its instructions in order, and the jumps back, (from, to) as places in that order."""
+    part = text[text.index(f".text.{name}:") :]
+    end = part.find("\n.section", 1)
+    found, labels, jumps, code = [], {}, [], None
+    for line in part[: end if end > 0 else None].splitlines():
+        label = re.match(r"(\.L_x_\d+):", line)
+        if label:
+            labels[label[1]] = len(found)
+        first = re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d\s+)?([A-Z][\w.]*)(.*)/\* 0x[0-9a-f]{16} \*/", line)
+        second = re.match(r"\s+/\* (0x[0-9a-f]{16}) \*/", line)
+        if first:
+            code = first
+        elif second and code:
+            target = re.search(r"`\((\.L_x_\d+)\)", code[2]) if code[1].startswith("BRA") else None
+            if target and target[1] in labels:
+                jumps.append((len(found), labels[target[1]]))
+            found.append(_decode(code[1], int(second[1], 16) >> 41))
+            code = None
+    return found, jumps
+
+
+def _decode(op, control):
+    stall, write, read, wait = control & 15, control >> 5 & 7, control >> 8 & 7, control >> 11 & 63
+    return Instruction(
+        op, stall, tuple(one for one in (write, read) if one < 6), tuple(k for k in range(6) if wait >> k & 1)
+    )
+
+
+def products(instructions):
+    """How many of these multiply matrices."""
+    return sum(one.op.startswith(("FFMA", "HMMA")) for one in instructions)
+
+
+def time_loop(instructions, jumps):
+    """The smallest loop with a barrier and most of the products: its instructions, and of the loops within it where
+    they begin and end."""
+    loops = [(to, at) for at, to in jumps if any(one.op.startswith("BAR") for one in instructions[to : at + 1])]
+    most = max(products(instructions[to : at + 1]) for to, at in loops)
+    start, end = min((loop for loop in loops if products(instructions[loop[0] : loop[1] + 1]) > 0.9 * most),
+                     key=lambda loop: loop[1] - loop[0])  # fmt: skip
+    inner = [(to - start, at + 1 - start) for at, to in jumps if start <= to and at < end and (to, at) != (start, end)]
+    return instructions[start : end + 1], inner
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One warp alone in one turn of a loop. cycles: from its beginning to the next. waits: instructions that waited for
+    another's result longer than for the one before them. waited: cycles of that."""
+
+    cycles: int
+    waits: int
+    waited: int
+
+
+def timing(body, inner=(), hop=0):
+    """``Timing`` of a loop's second turn, all branches as if nothing were jumped over.
+
+    inner: the loops within it, as ``time_loop`` finds them. hop: cycles from a store to another thread block's words
+    until a load sees it; both say STRONG. A load in an inner loop is that of another poll: left out where the first
+    poll is before it.
+    """
+    polls = [k for k, one in enumerate(body) if one.op.startswith("LD") and ".STRONG.GPU" in one.op]
+    again = {k for k in polls if any(begin <= k < end for begin, end in inner)}
+    left_out = again if len(again) < len(polls) else set()
+    time, sent, ready = 0, 0, [0] * 6
+    for _ in range(2):
+        start, seen, waits, waited = time, sent + hop, 0, 0
+        for k, one in enumerate(body):
+            if k in left_out:
+                continue
+            until = max((ready[scoreboard] for scoreboard in one.waits), default=0)
+            if until > time:
+                waits, waited, time = waits + 1, waited + until - time, until
+            done = time + LATENCY.get(one.op.partition(".")[0], 12)
+            if k in polls:
+                done = max(done, seen)
+            if one.op.startswith("ST") and ".STRONG.GPU" in one.op:
+                sent = time
+            for scoreboard in one.sets:
+                ready[scoreboard] = max(ready[scoreboard], done)
+            time += max(one.stall, 1) if not one.op.startswith("BAR") else LATENCY["BAR"]
+    return Timing(time - start, waits, waited)
