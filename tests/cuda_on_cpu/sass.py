@@ -80,9 +80,10 @@ def products(instructions):
 
 
 def time_loop(instructions, jumps):
-    """The smallest loop with a barrier and most of the products: its instructions, and of the loops within it where
-    they begin and end."""
-    loops = [(to, at) for at, to in jumps if any(one.op.startswith("BAR") for one in instructions[to : at + 1])]
+    """The smallest loop with a barrier, an mbarrier among them, and most of the products: its instructions, and of the
+    loops within it where they begin and end."""
+    barriers = "BAR", "SYNCS"
+    loops = [(to, at) for at, to in jumps if any(one.op.startswith(barriers) for one in instructions[to : at + 1])]
     most = max(products(instructions[to : at + 1]) for to, at in loops)
     start, end = min((loop for loop in loops if products(instructions[loop[0] : loop[1] + 1]) > 0.9 * most),
                      key=lambda loop: loop[1] - loop[0])  # fmt: skip
@@ -104,10 +105,11 @@ def timing(body, inner=(), hop=0):
     """``Timing`` of a loop's second turn, all branches as if nothing were jumped over.
 
     inner: the loops within it, as ``time_loop`` finds them. hop: cycles from a store to another thread block's words
-    until a load sees it; both say STRONG. A load in an inner loop is that of another poll: left out where the first
-    poll is before it.
+    until a load sees it, both say STRONG; or from an asynchronous store until a wait at an mbarrier ends. A load in an
+    inner loop is that of another poll: left out where the first poll is before it.
     """
     polls = [k for k, one in enumerate(body) if one.op.startswith("LD") and ".STRONG.GPU" in one.op]
+    polls += [k for k, one in enumerate(body) if one.op.startswith("SYNCS.PHASECHK") and one.op.endswith("TRYWAIT")]
     again = {k for k in polls if any(begin <= k < end for begin, end in inner)}
     left_out = again if len(again) < len(polls) else set()
     time, sent, ready = 0, 0, [0] * 6
@@ -122,7 +124,7 @@ def timing(body, inner=(), hop=0):
             done = time + LATENCY.get(one.op.partition(".")[0], 12)
             if k in polls:
                 done = max(done, seen)
-            if one.op.startswith("ST") and ".STRONG.GPU" in one.op:
+            if one.op.startswith("STAS") or (one.op.startswith("ST") and ".STRONG.GPU" in one.op):
                 sent = time
             for scoreboard in one.sets:
                 ready[scoreboard] = max(ready[scoreboard], done)

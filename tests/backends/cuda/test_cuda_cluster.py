@@ -101,7 +101,7 @@ def test_it_is_the_schedule_that_runs_and_not_as_a_cooperative_launch(forced, mo
 
 SEND, GIVE_UP = "if (!timed_out) store_async", "if (!timed_out && blockIdx.y != 1) store_async"
 WAIT, LAST = "!timed_out && !ended(barrier, parity)", "cluster_barrier();  // a block that gives up stays"
-SYNC = "if (__syncthreads_or(channel.timed_out)) return false;"
+SYNC = "lost = __syncthreads_or(channel.timed_out);"
 FENCE = "fence.acquire.sync_restrict::shared::cluster.cluster;"
 MUTATIONS = {  # planted error -> layer, edits
     "no wait": ("rnn tanh", (WAIT, "false")),
@@ -117,7 +117,7 @@ MUTATIONS = {  # planted error -> layer, edits
     "no turn is expected": ("rnn tanh", ("if (threadIdx.x == 0 && !timed_out) expect(turn);", "")),
     "nobody waits for the mbarriers": ("rnn tanh", ("cluster_barrier();  // all mbarriers", "// all mbarriers")),
     "nothing is cleared": ("rnn tanh", ("i < size / 16", "i < 1")),
-    "no barrier behind dgates": ("rnn tanh", (SYNC, "")),
+    "no barrier behind dgates": ("rnn tanh", (SYNC, "lost = channel.timed_out;")),
     "lanes that have not read yet": ("rnn tanh", ("__syncwarp();  // all lanes have read", "// all")),
     "a part left out": ("rnn tanh", ("int from = 0; from < C", "int from = 1; from < C")),
     "units of another order": ("rnn tanh", ("first + row % 8 * 2 + row / 8", "first + row")),
