@@ -19,7 +19,8 @@ from gpurnn.backends.cuda.libraries import wheel_folders
 # Cycles from issue until a result is there, by the beginning of an operation's name. Published for an H100 or H800:
 # arXiv 2501.12084 (shared memory 29, L2 263), arXiv 1804.06826 (shuffles, special functions, conversions).
 LATENCY = {"LDS": 29, "LDSM": 33, "LDG": 263, "LD": 263, "MUFU": 23, "SHFL": 24, "F2F": 14, "F2FP": 6, "I2F": 14,
-           "S2R": 20, "STS": 12, "STG": 12, "ST": 12, "BAR": 30, "MEMBAR": 500, "LDC": 30}  # fmt: skip
+           "S2R": 20, "STS": 12, "STG": 12, "ST": 12, "BAR": 30, "MEMBAR": 31, "LDC": 30}  # fmt: skip
+# MEMBAR: 500 cycles, once in 16 timesteps.
 ISSUE_HMMA = 6.26  # cycles from one HMMA of a scheduler to the next: published for an H100
 
 
@@ -46,7 +47,7 @@ def nvdisasm(cubin):
 
 
 def instructions(text, name):
-    """Of one kernel: its instructions in order, and the jumps back, (from, to) as places in that order."""
+    """Of one kernel: its instructions in order, and the jumps, (from, to) as places in that order."""
     part = text[text.index(f".text.{name}:") :]
     end = part.find("\n.section", 1)
     found, labels, jumps, code = [], {}, [], None
@@ -60,11 +61,11 @@ def instructions(text, name):
             code = first
         elif second and code:
             target = re.search(r"`\((\.L_x_\d+)\)", code[2]) if code[1].startswith("BRA") else None
-            if target and target[1] in labels:
-                jumps.append((len(found), labels[target[1]]))
+            if target:
+                jumps.append((len(found), target[1]))
             found.append(_decode(code[1], int(second[1], 16) >> 41))
             code = None
-    return found, jumps
+    return found, [(at, labels[target]) for at, target in jumps if target in labels]
 
 
 def _decode(op, control):
@@ -80,15 +81,45 @@ def products(instructions):
 
 
 def time_loop(instructions, jumps):
-    """The smallest loop with a barrier, an mbarrier among them, and most of the products: its instructions, and of the
-    loops within it where they begin and end."""
-    barriers = "BAR", "SYNCS"
-    loops = [(to, at) for at, to in jumps if any(one.op.startswith(barriers) for one in instructions[to : at + 1])]
+    """The smallest loop with a barrier, most of the products and a poll, if there are polls: its instructions, and of the
+    loops within it where they begin and end. An mbarrier is a barrier, and a wait there a poll.
+
+    Of a loop that polls again what was loaded before it, only the check counts, of one that waits at an mbarrier the
+    first wait: what follows its first way out is left out, as if everything had arrived.
+    """
+    back = [(to, at) for at, to in jumps if to <= at]
+    loops = [
+        (to, at) for to, at in back if any(one.op.startswith(("BAR", "SYNCS")) for one in instructions[to : at + 1])
+    ]
+    if any(map(_is_poll, instructions)):
+        loops = [(to, at) for to, at in loops if any(map(_is_poll, instructions[to : at + 1]))]
     most = max(products(instructions[to : at + 1]) for to, at in loops)
     start, end = min((loop for loop in loops if products(instructions[loop[0] : loop[1] + 1]) > 0.9 * most),
                      key=lambda loop: loop[1] - loop[0])  # fmt: skip
-    inner = [(to - start, at + 1 - start) for at, to in jumps if start <= to and at < end and (to, at) != (start, end)]
-    return instructions[start : end + 1], inner
+    inner = [(to, at) for to, at in back if start <= to and at < end and (to, at) != (start, end)]
+    dropped = set()
+    for to, at in inner:
+        polls = [k for k in range(to, at + 1) if _is_poll(instructions[k])]
+        ways_out = sorted(leaves for leaves, target in jumps if to <= leaves <= at < target)
+        waits = polls and instructions[polls[0]].op.startswith("SYNCS")
+        again = polls and ways_out and ways_out[0] < polls[0] and any(map(_is_poll, instructions[start:to]))
+        if again or (waits and ways_out):
+            dropped.update(range(ways_out[0] + 1, at + 1))
+    places, body = {}, []
+    for k in range(start, end + 1):
+        places[k] = len(body)
+        if k not in dropped:
+            body.append(instructions[k])
+    return body, [(places[to], places[at] + (at not in dropped)) for to, at in inner]
+
+
+def _is_poll(one):
+    waits = one.op.startswith("SYNCS.PHASECHK") and one.op.endswith("TRYWAIT")
+    return waits or (one.op.startswith("LD") and ".STRONG.GPU" in one.op)
+
+
+def _is_sent(one):
+    return one.op.startswith("STAS") or (one.op.startswith("ST") and ".STRONG.GPU" in one.op)
 
 
 @dataclass(frozen=True)
@@ -101,31 +132,25 @@ class Timing:
     waited: int
 
 
-def timing(body, inner=(), hop=0):
+def timing(body, hop=0):
     """``Timing`` of a loop's second turn, all branches as if nothing were jumped over.
 
-    inner: the loops within it, as ``time_loop`` finds them. hop: cycles from a store to another thread block's words
-    until a load sees it, both say STRONG; or from an asynchronous store until a wait at an mbarrier ends. A load in an
-    inner loop is that of another poll: left out where the first poll is before it.
+    hop: cycles from a store to another thread block's words until a load sees it, both say STRONG; or from an
+    asynchronous store until a wait at an mbarrier ends.
     """
-    polls = [k for k, one in enumerate(body) if one.op.startswith("LD") and ".STRONG.GPU" in one.op]
-    polls += [k for k, one in enumerate(body) if one.op.startswith("SYNCS.PHASECHK") and one.op.endswith("TRYWAIT")]
-    again = {k for k in polls if any(begin <= k < end for begin, end in inner)}
-    left_out = again if len(again) < len(polls) else set()
-    time, sent, ready = 0, 0, [0] * 6
+    time, sent, ready = 0, -1, [0] * 6
     for _ in range(2):
         start, seen, waits, waited = time, sent + hop, 0, 0
-        for k, one in enumerate(body):
-            if k in left_out:
-                continue
+        for one in body:
             until = max((ready[scoreboard] for scoreboard in one.waits), default=0)
             if until > time:
                 waits, waited, time = waits + 1, waited + until - time, until
             done = time + LATENCY.get(one.op.partition(".")[0], 12)
-            if k in polls:
+            if _is_poll(one):
                 done = max(done, seen)
-            if one.op.startswith("STAS") or (one.op.startswith("ST") and ".STRONG.GPU" in one.op):
-                sent = time
+            if _is_sent(one) and sent < start:
+                sent = time  # the first one: later ones empty old words, once in 16 timesteps
+                seen = max(seen, time + hop)
             for scoreboard in one.sets:
                 ready[scoreboard] = max(ready[scoreboard], done)
             time += max(one.stall, 1) if not one.op.startswith("BAR") else LATENCY["BAR"]

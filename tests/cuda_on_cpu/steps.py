@@ -59,7 +59,7 @@ def estimate(problem, candidate):
     name = program.lowered[expression]
     resources = parse_log(program.log)[name]
     body, inner = sass.time_loop(*sass.instructions(sass.nvdisasm(program.cubin), name))
-    timing = sass.timing(body, inner, round(_hop(problem, candidate)))
+    timing = sass.timing(body, round(_hop(problem, candidate)))
     loops = [body[begin:end] for begin, end in inner]
     count = len(body) + sum((_turns(problem, candidate, loop) - 1) * len(loop) for loop in loops)
     warps = -(-candidate.threads // 128)  # of each of the 4 parts of a multiprocessor

@@ -5,7 +5,7 @@ from cuda_on_cpu import sass
 
 
 def listing(*rows):
-    """nvdisasm's text of one kernel. A row: a label; or an operation, its operands, the cycles until the next may issue,
+    """nvdisasm's text of one kernel. A row: a label; or an operation, its operands, cycles until the next may issue,
     the scoreboard that it sets or 7, the scoreboards that it waits for."""
     lines, place = ["\t.section\t.text.k", ".text.k:"], 0
     for row in rows:
@@ -25,8 +25,10 @@ TIME_LOOP = (
     ("LDG.E.64.STRONG.GPU", "R2, [R4]", 1, 0, ()),
     ".L_x_1",
     ("ISETP.NE", "P0, R2, R3", 5, 7, (0,)),
-    ("@P0 LDG.E.64.STRONG.GPU", "R2, [R4]", 1, 0, ()),
-    ("@P0 BRA", "`(.L_x_1)", 5, 7, ()),
+    ("@!P0 BRA", "`(.L_x_2)", 5, 7, ()),
+    ("LDG.E.64.STRONG.GPU", "R2, [R4]", 1, 0, ()),
+    ("BRA", "`(.L_x_1)", 5, 7, ()),
+    ".L_x_2",
     ("FFMA", "R5, R2, R6, RZ", 4, 7, (0,)),
     ("MUFU.EX2", "R5, R5", 1, 1, ()),
     ("FADD", "R5, R5, 1", 4, 7, (1,)),
@@ -38,25 +40,33 @@ TIME_LOOP = (
 
 def test_instructions_with_their_timing():
     found, jumps = sass.instructions(listing(*TIME_LOOP, ("EXIT", "", 5, 7, ())), "k")
-    assert [one.op for one in found][:2] == ["LDG.E.64.STRONG.GPU", "ISETP.NE"] and len(found) == 11
+    assert [one.op for one in found][:2] == ["LDG.E.64.STRONG.GPU", "ISETP.NE"] and len(found) == 12
     assert found[0].sets == (0,) and found[1].waits == (0,) and found[1].stall == 5 and not found[1].sets
-    assert jumps == [(3, 1), (9, 0)]
+    assert jumps == [(2, 5), (4, 1), (10, 0)]
     body, inner = sass.time_loop(found, jumps)
-    assert len(body) == 10 and inner == [(1, 4)]
+    assert len(body) == 9 and inner == [(1, 3)]  # without the second poll: as if the first had found everything
 
 
 @pytest.mark.parametrize("hop", [400, 1200])
 def test_a_turn_takes_as_long_as_its_waits(hop):
-    body, inner = sass.time_loop(*sass.instructions(listing(*TIME_LOOP), "k"))
-    timing = sass.timing(body, inner, hop)
-    # from the store to its being seen; the check, the jump, FFMA; MUFU's result; FADD, the barrier
+    body, _ = sass.time_loop(*sass.instructions(listing(*TIME_LOOP), "k"))
+    timing = sass.timing(body, hop)
+    # from the store to its being seen; the check, the way out, FFMA; MUFU's result; FADD, the barrier
     assert timing.cycles == hop + 5 + 5 + 4 + sass.LATENCY["MUFU"] + 4 + sass.LATENCY["BAR"]
     assert timing.waits == 2
 
 
-def test_another_poll_is_no_other_hop():
-    once, (inner,) = sass.time_loop(*sass.instructions(listing(*TIME_LOOP), "k"))
-    assert sass.timing(once, [inner], 400).cycles < sass.timing(once, [], 400).cycles
+def test_a_poll_that_comes_first_counts():
+    """Another batch that is asked for only when the one before it has come."""
+    loop = (
+        ".L_x_1",
+        ("LDG.E.64.STRONG.GPU", "R2, [R4]", 1, 0, ()),
+        ("ISETP.NE", "P0, R2, R3", 5, 7, (0,)),
+        ("@P0 BRA", "`(.L_x_1)", 5, 7, ()),
+    )
+    again = (".L_x_3", *loop[1:3], ("@P0 BRA", "`(.L_x_3)", 5, 7, ()))
+    body, _ = sass.time_loop(*sass.instructions(listing(TIME_LOOP[0], *loop, *again, *TIME_LOOP[8:]), "k"))
+    assert sum(".STRONG.GPU" in one.op and one.op.startswith("LD") for one in body) == 2
 
 
 def test_more_products_make_another_loop_the_time_loop():
