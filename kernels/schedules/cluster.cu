@@ -45,10 +45,10 @@ struct Gathered {
     DEVICE Gathered(float4* memory, const T* W_hh, int unit, int H) {
         weights.load((uint4*)memory, (uint4*)memory + 1 + 2 * slot_bytes / 16, [&](int tile) {
             const int m = tile / 2 % MT, group = tile / 2 / MT;
-            return Numbers::tile_of(tile % 2, [&](int row, int n) {
+            return Numbers::tile_of_fours(tile % 2, [&](int row, int n) {
                 const int u = unit + threadIdx.x / 32 * UNITS + row % UNITS, g = m * (16 / UNITS) + row / UNITS;
-                const int column = group * Numbers::GROUP + n;
-                return g < Q && u < H && column < H ? W_hh[((size_t)g * H + u) * H + column] : T(0.0f);
+                const int column = group * Numbers::GROUP + n, count = g < Q && u < H ? H - column : 0;
+                return load_vec4(W_hh + ((size_t)g * H + u) * H + column, 1, count, H % 4 == 0);
             });
         });
         __syncthreads();
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(WARPS * 32, 1) __cluster_dims__(1, C, 1) clust
     const int save,      // 0: inference; gates are only read, only the last states are stored, others in slot T % 2
     const int* __restrict__ lengths,    // [B]  or null
     const int* __restrict__ order,      // [B]  or null
-    const T* __restrict__ weight_hh,    // [D, Q*H, H]
+    const T* __restrict__ weight_hh,    // [D, Q*H, H]  aligned
     const float* __restrict__ bias_ih,  // [D, G*H]  or null
     const float* __restrict__ bias_hh,  // [D, G*H]  or null
     const float* __restrict__ own,      // [D, N, H]  or null where the cell has none
