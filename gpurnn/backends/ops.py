@@ -76,6 +76,17 @@ class Ops(InChunks, FromStates):
         """``array`` on the host."""
         return array.get() if hasattr(array, "get") and not isinstance(array, np.ndarray) else np.asarray(array)
 
+    def bounded(self, values, stop):
+        """``(values, wrong)``: integers, and those of them that are not at least 0 and below ``stop``, or None.
+
+        It waits for a GPU; in an update that is recorded, where nobody may, all are made to fit and noted instead.
+        """
+        wrong = (values < 0) | (values >= stop)
+        return values, values[wrong] if wrong.any() else None
+
+    def update_graphs(self, rows, width):
+        """As the ``UpdateGraphs`` of backends/cuda/recording.py; None where this backend records no updates."""
+
     def refuse_sizes(self, T, B, layers):
         """Raise ShapeError where a recurrent layer cannot take T timesteps or B sequences.
 

@@ -155,11 +155,11 @@ class Embedding(Module):
         ids = self.ops.asarray(ids, name)
         if ids.dtype.kind not in "iu":
             raise DtypeError(f"{name}: expected integers, got {ids.dtype}")
-        if ids.size:
-            low, high = int(ids.min()), int(ids.max())
-            if low < 0 or high >= self.num_embeddings:
-                wrong = low if low < 0 else high
-                raise ValueError(f"{name}: expected numbers from 0 to {self.num_embeddings - 1}, got {wrong}")
+        ids, wrong = self.ops.bounded(ids, self.num_embeddings)
+        if wrong is not None:
+            low, high = int(wrong.min()), int(wrong.max())
+            one = low if low < 0 else high
+            raise ValueError(f"{name}: expected numbers from 0 to {self.num_embeddings - 1}, got {one}")
         return ids
 
     def _sizes_text(self):

@@ -135,9 +135,9 @@ def class_rows(logits, targets, mask, lengths, batch_first, ignore_index, name="
     rows = counting_rows(targets.shape, mask, lengths, batch_first, ops, counted)
     labels = targets.reshape(-1) if rows is None else targets.reshape(-1)[rows]
     V = logits.shape[-1]
-    wrong = (labels < 0) | (labels >= V)
-    if wrong.any():
-        value = int(labels[wrong][0])
+    labels, wrong = ops.bounded(labels, V)
+    if wrong is not None:
+        value = int(wrong[0])
         raise ValueError(
             f"targets: expected classes from 0 to {V - 1} ({name} have V = {V}), got {value}; "
             f"mask such targets, or leave them out with ignore_index={value}"

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from .._typing import Array, State
-from ..errors import ShapeError, check_size, described
+from ..errors import BackendError, ShapeError, check_size, described
+from .step_graph import StepGraph, is_ours
 
 
 class Stepper:
@@ -19,7 +20,8 @@ class Stepper:
 
     ``model.stepper(batch)`` makes one. ``step`` returns what ``model.step`` does in evaluation mode. On the backend
     "cpu" a whole timestep is one call of compiled code where the model has embeddings, recurrent and linear layers;
-    ``compiled`` says whether it is. Otherwise, and on other backends, it is ``model.step``.
+    ``compiled`` says whether it is. On the backend "cuda" a timestep becomes one CUDA graph at its second call, where
+    it can be recorded, and ``recorded`` says whether it was. Otherwise it is ``model.step``.
 
     Weights are packed when a stepper is made. Parameters that change later are seen, by ``load_state_dict`` and
     optimizers too; after a write through an array call ``model.changed()``, as a step may mix old and new numbers until
@@ -38,7 +40,7 @@ class Stepper:
     Attributes
     ----------
     batch : int
-    compiled : bool
+    compiled, recorded : bool
     free : list of int
         The rows that ``join`` may give away; none until one was given back by ``leave``.
 
@@ -72,6 +74,9 @@ class Stepper:
         self._program, self._made_of = None, None
         self._strands = [leaf._strand_states(None, self.batch) for leaf in self._leaves]
         self._free: set[int] = set()
+        self._graph: StepGraph | None = None
+        self._graph_refused = not all(is_ours(module) for _, module in model.modules())
+        self._before: tuple[Array, Array] | None = None  # input and output of the step before
         self._refresh()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -82,7 +87,7 @@ class Stepper:
         self.state, self._free = parts["state"], set(parts["free"])
 
     def __repr__(self) -> str:
-        how = "compiled" if self.compiled else "array code"
+        how = "compiled" if self.compiled else "a CUDA graph" if self.recorded else "array code"
         return f"Stepper({type(self._model).__name__}, batch={self.batch}, {how})"
 
     @property
@@ -92,6 +97,10 @@ class Stepper:
     @property
     def compiled(self) -> bool:
         return self._program is not None
+
+    @property
+    def recorded(self) -> bool:
+        return self._graph is not None
 
     @property
     def free(self) -> list[int]:
@@ -218,6 +227,7 @@ class Stepper:
         parts = model._step_parts()
         program = None if parts is None else model.ops.step_program(parts, self.batch, model.dtype)
         self._program, self._made_of = program, (model.params._arrays, model.versions())
+        self._graph = self._before = None
         if program is not None:
             self._set(strands)
         else:
@@ -257,10 +267,39 @@ class Stepper:
         x = model.ops.asarray(x, "x")
         if x.shape[:1] != (self.batch,):
             raise ShapeError(f"x: expected one timestep of {self.batch} sequences, got shape {x.shape}")
+        if self._graph is None and self._before is not None and not self._graph_refused:
+            self._record(*self._before)
+        if self._graph is not None and self._graph.fits(x):
+            y = self._graph.run(x)
+            if y is not None:
+                return y
         with model.evaluation():
             y, state = model.step(x, self._packed(self._current()))
         self._strands = _unpacked(model, state, self.batch, "state")
+        self._graph, self._before = None, (x, y)
         return y
+
+    def _record(self, x, y):
+        """Record steps with inputs and outputs like these as a CUDA graph, where the backend can."""
+        model, strands = self._model, self._strands
+        graphs = model.ops.update_graphs(1, 1)
+        if graphs is None:
+            self._graph_refused = True
+            return
+
+        def step(x, states):
+            with model.evaluation():
+                y, state = model.step(x, self._packed(_like(strands, states)))
+            return y, _flat(_unpacked(model, state, self.batch, "state"))
+
+        try:
+            self._graph = StepGraph(graphs, step, x, y, _flat(strands))
+        except BackendError as error:
+            self._graph_refused = True
+            model.ops.note_update(f"step of a {type(model).__name__}, {x.shape} {x.dtype}", str(error))
+            return
+        model.ops.note_update(f"step of a {type(model).__name__}, {x.shape} {x.dtype}", None)
+        self._strands = _like(strands, self._graph.states)
 
     def _converted(self, x, like):
         """``x`` as the program takes it; raises as the model's ``step`` does."""
@@ -277,6 +316,17 @@ class Stepper:
         if row >= self.batch:
             raise ValueError(f"{name}: there is no row {row} among {self.batch}")
         return row
+
+
+def _flat(strands):
+    """The arrays of strands, in one list."""
+    return [part for leaf in strands for one in leaf for part in one]
+
+
+def _like(strands, parts):
+    """Other arrays in the places of those of ``strands``."""
+    parts = iter(parts)
+    return [[tuple(next(parts) for _ in one) for one in leaf] for leaf in strands]
 
 
 def _leaves(model, name):

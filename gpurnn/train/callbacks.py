@@ -122,7 +122,8 @@ class Callbacks:
     def __init__(self, callbacks: Iterable[Any]) -> None:
         self._each = [_checked(number, callback) for number, callback in enumerate(callbacks)]
         self._of = {name: [c for c in self._each if _overrides(c, name)] for name in _METHODS}
-        self.watch_updates = bool(self._of["on_update"])
+        self.updated = tuple(self._of["on_update"])  # those that are called after every update
+        self.watch_updates = bool(self.updated)
 
     def start(self, training: Training) -> None:
         _call_each([callback.on_start for callback in self._of["on_start"]], training)

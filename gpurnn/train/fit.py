@@ -67,6 +67,7 @@ def fit(
     extra: Any = None,
     loss_scaler: LossScaler | str | None = "auto",
     group: Group | None = None,
+    graph: bool | None = None,
 ) -> History:
     """Train ``model`` until it has had ``epochs`` epochs in total.
 
@@ -146,6 +147,12 @@ def fit(
         The processes that train together, from ``gpurnn.train.parallel.init()``: each computes its part of every batch.
         All call ``fit`` with the same arguments. Process 0 gives the initial weights, writes ``out``, and alone calls
         the callbacks and shows progress. docs/parallel.md has the rest.
+    graph : bool, optional
+        Whether a whole step (forward, backward, update) becomes one CUDA graph once a shape of batches comes back, so
+        that Python takes no part in it; the results have the same bits. Losses and gradient norms are then fetched
+        every 10 steps. None: where the backend is "cuda" and the step can be recorded, for layers, losses and
+        optimizers of this package. True: it must be, for those of your own too, whose Python then runs once for each
+        shape. docs/training.md says what cannot be recorded.
 
     Returns
     -------
@@ -162,6 +169,8 @@ def fit(
         For a folder that is in use or holds other files.
     FileError
         If ``out`` is no folder.
+    BackendError
+        With ``graph=True``, where a step cannot be recorded; the message says why.
     TypeError, ValueError
         For an argument of the wrong type or out of its range.
 
@@ -182,7 +191,7 @@ def fit(
             schedule=schedule, schedule_every=schedule_every, clip_norm=clip_norm, clip_value=clip_value,
             weight_noise=weight_noise, accumulate=accumulate, out=out, checkpoint_every=checkpoint_every,
             patience=patience, metrics=metrics, watch=watch, callbacks=callbacks, progress=progress, flow=flow,
-            extra=extra, loss_scaler=loss_scaler, group=group,
+            extra=extra, loss_scaler=loss_scaler, group=group, graph=graph,
         )  # fmt: skip
         loop = TrainingLoop(settings)
         try:

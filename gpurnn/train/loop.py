@@ -28,11 +28,10 @@ from .measure import batch_weight, call_loss, measure, model_context, model_inpu
 from .members import Members
 from .parallel.parts import Part, part_of, zeros_like
 from .progress import Progress
+from .recorded import RECORD_EVERY, RecordedUpdates
 from .settings import FitSettings
 from .snapshot import restore_snapshot, save_snapshot
 from .state import TrainingState
-
-_RECORD_EVERY = 10  # updates between two records of the history
 
 
 @dataclass
@@ -58,6 +57,7 @@ class TrainingLoop(TrainingState):
         given = [*settings.callbacks, *([Progress()] if settings.progress else [])] if self.group.is_first else []
         self.callbacks = Callbacks(given)
         self.members = Members(self)
+        self.recorded = RecordedUpdates(self)
 
     # ---- the loop
 
@@ -110,16 +110,18 @@ class TrainingLoop(TrainingState):
 
     def _train_batches(self, some: list[Batch], interrupted: Callable[[], type[BaseException] | None]) -> None:
         """Make one update, show it, and save a checkpoint if one is due or a signal came."""
-        record = self._update(some)
-        self.members.after_update(record)
+        if not self.recorded.update(some):
+            self.update(some)
+            self.recorded.made()
         every, stop = self.settings.checkpoint_every, interrupted()
         if stop or (every and self.step % every == 0 and self.index != self.settings.batches.count):
+            self.recorded.settle()
             self.save()
         if stop:
             raise stop
 
-    def _update(self, some: list[Batch]) -> dict[str, Any]:
-        """Make one update from these batches; returns its record."""
+    def update(self, some: list[Batch]) -> None:
+        """Make one update from these batches."""
         settings = self.settings
         weights = [batch_weight(settings.loss, batch) for batch in some]
         weight = sum(weights)
@@ -133,16 +135,18 @@ class TrainingLoop(TrainingState):
         if settings.schedule is not None and settings.schedule_every == "step":
             settings.schedule.step()
         self.state, self.index, self.step = made.state, self.index + len(some), self.step + 1
-        self.sums[0] += made.loss * weight
+        self.count(made.loss, weight, self.step, self.optimizer.lr, made.flow)
+
+    def count(self, loss: float, weight: float, step: int, lr: float, flow: GradientFlow | None = None) -> None:
+        """Add the loss of an update to that of the epoch, record the update and show it."""
+        self.sums[0] += loss * weight
         self.sums[1] += weight
-        record = self._with_scale(
-            kind="step", step=self.step, epoch=self.epoch + 1, loss=made.loss, lr=self.optimizer.lr, grad_norm=self.norm
-        )
-        if self.step % _RECORD_EVERY == 0:
+        record = self._with_scale(kind="step", step=step, epoch=self.epoch + 1, loss=loss, lr=lr, grad_norm=self.norm)
+        if step % RECORD_EVERY == 0:
             self._record(record)
-        if made.flow is not None:
-            self._record_flow(made.flow)
-        return record
+        if flow is not None:
+            self._record_flow(flow)
+        self.members.after_update(record)
 
     def _gradients(self, some: list[Batch], weights: list[float], watch: bool) -> Gradients:
         """Make the clipped gradients of the mean over these batches, which have these weights.
@@ -210,6 +214,7 @@ class TrainingLoop(TrainingState):
 
     def _end_epoch(self) -> None:
         """Validate, advance the schedule, record, and save checkpoints."""
+        self.recorded.settle()
         settings = self.settings
         train_loss = self.sums[0] / self.sums[1] if self.sums[1] else math.nan
         metrics = self._validate()
@@ -273,6 +278,7 @@ class TrainingLoop(TrainingState):
 
     def close(self) -> None:
         """Close the logs and release the folder."""
+        self.recorded.close()
         self.files.close()
 
     def save(self, name: str = "last.json") -> None:

@@ -72,10 +72,13 @@ class FitSettings:
     extra: Any
     loss_scaler: LossScaler | str | None
     group: Group | None
+    graph: bool | None = None
 
     def __post_init__(self) -> None:
         check_flag("progress", self.progress)
         check_flag("flow", self.flow)
+        if self.graph is not None:
+            check_flag("graph", self.graph)
         self.group = check_group(self.group)
         self._check_objects()
         self.epochs = check_size("epochs", self.epochs)

@@ -25,9 +25,7 @@ struct Poller {
     DEVICE void wait(unsigned missing, Load load, Arrived arrived) {
         for (int polls = 0; !timed_out; polls++) {
 #pragma unroll
-            for (int k = 0; k < COUNT; k++) {
-                if ((missing >> k & 1) && arrived(k)) missing &= ~(1u << k);
-            }
+            for (int k = 0; k < COUNT; k++) missing &= ~((unsigned)arrived(k) << k);
             if (!missing) return;
             if (polls == poll_limit || (polls % 1024 == 1023 && *(volatile int*)failed)) {
                 timed_out = true;
@@ -42,7 +40,7 @@ struct Poller {
 //
 // Two slots alternate. A block sends epoch n + 1 only after it has received all of epoch n. The senders of epoch n had
 // received all of n - 1 by then, so nobody reads that slot any more. Epochs continue from launch to launch and never
-// repeat.
+// repeat: the next one lies in device memory, and epochs.cu counts it up.
 
 struct Exchange : Poller {
     unsigned long long* words;  // [2, size] of this group

@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     T* h,                               // [D, T+1, B, H]  in: the first slot; out: the others
     float* others,                      // [D, S-1, T+1 or 2, B, H]  likewise; or null where the cell has none
     T* __restrict__ output,             // [T, B, D*H]
-    const unsigned epoch,               // neither it nor the next tiles * T epochs occur in `words` yet
+    const unsigned* __restrict__ epoch,  // [1]  neither it nor the next tiles * T epochs occur in `words` yet
     const int poll_limit,               // of one wait
     unsigned long long* words,          // [groups, AT, 2, H*R]
     int* failed,                        // [1]
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
     const int unit = blockIdx.y * U, d = blockIdx.x;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
     auto channel = [&](int k) {
-        return Exchange(words, (d * gridDim.z + blockIdx.z) * AT + k, R * H, epoch, poll_limit, failed);
+        return Exchange(words, (d * gridDim.z + blockIdx.z) * AT + k, R * H, *epoch, poll_limit, failed);
     };
     const Forward<T> layer = {
         T_, B, H, W, (int)gridDim.x, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output,
@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     const T* __restrict__ doutput,    // [T, B, D*H]  or null
     float* __restrict__ dh,           // [D, B, H]  in: of the last h; out: of the first
     float* __restrict__ dothers,      // [D, S-1, B, H]  likewise; or null where the cell has none
-    const unsigned epoch,
+    const unsigned* __restrict__ epoch,  // [1]
     const int poll_limit,
     unsigned long long* words,        // [groups, AT, 2, N*N*R*U], N = gridDim.y
     int* failed,                      // [1]
@@ -256,7 +256,7 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     const int unit = blockIdx.y * U, d = blockIdx.x, N = gridDim.y;
     Product product(memory, weight_hh + (size_t)d * CellOf<float>::products * H * H, unit, H);
     auto channel = [&](int k) {
-        return Exchange(words, (d * gridDim.z + blockIdx.z) * AT + k, N * N * R * U, epoch, poll_limit, failed);
+        return Exchange(words, (d * gridDim.z + blockIdx.z) * AT + k, N * N * R * U, *epoch, poll_limit, failed);
     };
     const Backward<T> layer = {T_, B, H, W, (int)gridDim.x, mask_steps, own, mask, gates, h, others, doutput, dh, dothers,
                                {marks, reset_h, reset_others, dreset_h, dreset_others}};

@@ -79,24 +79,17 @@ struct WarpProduct {
 #pragma unroll
         for (int i = 0; i < MT * N * chains * 4; i++) (&sums[0][0][0][0])[i] = 0.0f;
         channel.acquire();
-        // The words of a batch are asked for before those of the batch before it are waited for.
+        // The words of a batch are asked for before those of the batch before it are waited for: all of them, as branches would
+        // cost more than words that nobody sends.
         constexpr int together = KT < batch ? KT : batch, COUNT = together * N;
         const int k = lane % 4 * 4;
         unsigned both[2][COUNT][WORDS];
-        unsigned missing_of[2];
+        auto load_one = [&](int from, int i) {
+            if (from + i / N < KT) channel.load(both[from / batch % 2][i], (((warp * KT + from) * N + i) * 32 + lane) * WORDS);
+        };
         auto load = [&](int from) {
-            auto& words = both[from / batch % 2];
-            unsigned missing = 0;
 #pragma unroll
-            for (int i = 0; i < COUNT; i++) {
-#pragma unroll
-                for (int w = 0; w < WORDS; w++) words[i][w] = 0;
-                const bool exists = from + i / N < KT && i % N * 8 + sequence(lane / 4) < sequences;
-                if (exists && k < units(warp * KT + from + i / N)) missing |= 1u << i;
-            }
-            missing_of[from / batch % 2] = missing;
-            channel.template load_missing<COUNT>(
-                missing, [&](int i) { channel.load(words[i], (((warp * KT + from) * N + i) * 32 + lane) * WORDS); });
+            for (int i = 0; i < COUNT; i++) load_one(from, i);
         };
         load(0);
 #pragma unroll
@@ -104,17 +97,31 @@ struct WarpProduct {
             const int group = warp * KT + from;
             auto& words = both[from / batch % 2];
             if (from + batch < KT) load(from + batch);
-            channel.template wait<COUNT>(
-                missing_of[from / batch % 2], [&](int i) { channel.load(words[i], ((group * N + i) * 32 + lane) * WORDS); },
-                [&](int i) {
-                    bool all = true;
+            bool empty = false;  // one comparison a word; who has to look closer is late anyhow, or at the edge of H or B
 #pragma unroll
-                    for (int w = 0; w < WORDS; w++) {
-                        if (k + w * Fragment<T>::P >= units(group + i / N)) words[i][w] = 0;  // never sent
-                        all = all && words[i][w] != Channel::EMPTY;
-                    }
-                    return all;
-                });
+            for (int i = 0; i < COUNT * WORDS; i++) {
+                if (from + i / WORDS / N < KT) empty = empty || words[i / WORDS][i % WORDS] == Channel::EMPTY;
+            }
+            if (empty) {
+                auto sent = [&](int i, int w) {
+                    return i % N * 8 + sequence(lane / 4) < sequences && k + w * Fragment<T>::P < units(group + i / N);
+                };
+                channel.template wait<COUNT>(
+                    (1ull << COUNT) - 1, [&](int i) { load_one(from, i); },
+                    [&](int i) {
+                        bool all = true;
+#pragma unroll
+                        for (int w = 0; w < WORDS && from + i / N < KT; w++) {
+                            all = all && (words[i][w] != Channel::EMPTY || !sent(i, w));
+                        }
+                        return all;
+                    });
+#pragma unroll
+                for (int i = 0; i < COUNT; i++) {
+#pragma unroll
+                    for (int w = 0; w < WORDS; w++) words[i][w] = sent(i, w) ? words[i][w] : 0;
+                }
+            }
             __syncwarp();
 #pragma unroll
             for (int q = 0; q < together; q++) {

@@ -2,9 +2,10 @@
 //
 // The arithmetic is that of gpurnn/optim/, operation by operation and rounded after each, so that both give the same bits
 // (except for float numbers that CuPy's -ftz=true flushes to zero). This is why there are mul, add, ...: the compiler must
-// not fuse a multiplication with an addition. update.cuh explains the scalars.
+// not fuse a multiplication with an addition. update.cuh explains the scalars; they lie in device memory, because a CUDA
+// graph freezes every argument and they change from update to update.
 //
-// All arrays have N elements.
+// All arrays have N elements, unless they say otherwise.
 
 #include "../common.cuh"
 
@@ -29,20 +30,16 @@ DEVICE real subtract(real a, real b) {
 template <typename real>
 __global__ void sgd(
     const long long N,
-    const int first,           // step 1: the buffer takes the gradient
-    const int nesterov,
-    const real lr,
-    const real momentum,
-    const real undamped,       // 1 - dampening
-    const real weight_decay,
+    const real* __restrict__ by,         // [6]  first, nesterov, lr, momentum, undamped, weight_decay
+    const int* __restrict__ go,          // [1]  0: nothing changes; or null
     const real* __restrict__ grads,
     real* __restrict__ params,           // in, out
     real* __restrict__ momentum_buffer)  // in, out; or null without momentum
 {
     const long long n = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (n >= N) return;
-    const Sgd<real> rule = {first != 0, nesterov != 0, momentum_buffer != nullptr, weight_decay != real(0), lr, momentum, undamped,
-                            weight_decay};
+    if (n >= N || (go && !*go)) return;
+    const Sgd<real> rule = {by[0] != real(0), by[1] != real(0), momentum_buffer != nullptr, by[5] != real(0), by[2], by[3], by[4],
+                            by[5]};
     real p = params[n], buffer = momentum_buffer ? momentum_buffer[n] : real(0);
     rule.update(p, grads[n], buffer);
     params[n] = p;
@@ -52,13 +49,8 @@ __global__ void sgd(
 template <typename real>
 __global__ void rmsprop(
     const long long N,
-    const real lr,
-    const real alpha,
-    const real rest,           // 1 - alpha
-    const real eps,
-    const real momentum,
-    const real weight_decay,
-    const real most,           // the largest finite number
+    const real* __restrict__ by,         // [7]  lr, alpha, rest, eps, momentum, weight_decay, most
+    const int* __restrict__ go,          // [1]  0: nothing changes; or null
     const real* __restrict__ grads,
     real* __restrict__ params,           // in, out
     real* __restrict__ square_avg,       // in, out
@@ -66,9 +58,9 @@ __global__ void rmsprop(
     real* __restrict__ momentum_buffer)  // in, out; or null without momentum
 {
     const long long n = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (n >= N) return;
-    const RmsProp<real> rule = {grad_avg != nullptr, momentum_buffer != nullptr, weight_decay != real(0), lr, alpha, rest, eps,
-                                momentum, weight_decay, most};
+    if (n >= N || (go && !*go)) return;
+    const RmsProp<real> rule = {grad_avg != nullptr, momentum_buffer != nullptr, by[5] != real(0), by[0], by[1], by[2], by[3],
+                                by[4], by[5], by[6]};
     real p = params[n], v = square_avg[n];
     real mean = grad_avg ? grad_avg[n] : real(0), buffer = momentum_buffer ? momentum_buffer[n] : real(0);
     rule.update(p, grads[n], v, mean, buffer);
@@ -81,14 +73,8 @@ __global__ void rmsprop(
 template <typename real>
 __global__ void adam(
     const long long N,
-    const real shrink,         // 1 - lr * weight_decay where that is decoupled (AdamW), else 1
-    const real weight_decay,   // 0 where it is decoupled
-    const real beta1,
-    const real rest1,          // 1 - beta1
-    const real beta2,
-    const real rest2,          // 1 - beta2
-    const real eps,            // times sqrt(1 - beta2^step)
-    const real rate,           // lr sqrt(1 - beta2^step) / (1 - beta1^step)
+    const real* __restrict__ by,        // [8]  shrink, weight_decay, beta1, rest1, beta2, rest2, eps, rate
+    const int* __restrict__ go,         // [1]  0: nothing changes; or null
     const real* __restrict__ grads,
     real* __restrict__ params,          // in, out
     real* __restrict__ exp_avg,         // in, out
@@ -96,9 +82,8 @@ __global__ void adam(
     real* __restrict__ max_exp_avg_sq)  // in, out; or null without amsgrad
 {
     const long long n = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (n >= N) return;
-    const Adam<real> rule = {max_exp_avg_sq != nullptr, weight_decay != real(0), shrink, weight_decay, beta1, rest1, beta2, rest2,
-                             eps, rate};
+    if (n >= N || (go && !*go)) return;
+    const Adam<real> rule = {max_exp_avg_sq != nullptr, by[1] != real(0), by[0], by[1], by[2], by[3], by[4], by[5], by[6], by[7]};
     real p = params[n], m = exp_avg[n], v = exp_avg_sq[n], largest = max_exp_avg_sq ? max_exp_avg_sq[n] : real(0);
     rule.update(p, grads[n], m, v, largest);
     params[n] = p;
@@ -165,4 +150,34 @@ __global__ void scale_grads(
 {
     const long long n = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (n < N) grads[n] = mul(grads[n], real(norm[1]));
+}
+
+// ---- an update in a CUDA graph
+//
+// The host reads nothing while such updates run one behind the other. So each decides by itself whether it is made, and
+// notes what the host will ask for.
+
+// One thread. Where something was wrong, parameters do not change, in this update and in those after it, until the host
+// has seen it.
+__global__ void update_verdict(
+    const int count,                      // losses
+    const double* __restrict__ losses,    // [count]
+    const double* __restrict__ norm,      // [1]
+    const int* __restrict__ wrong,        // [1]  whether an input was
+    const long long* __restrict__ where,  // [2]  row of results; whether a norm that is not finite only skips the update
+    bool* __restrict__ alive,             // [1]  in, out: whether nothing was wrong so far
+    int* __restrict__ go,                 // [1]  out: whether the update is made
+    double* __restrict__ results)         // [rows, 2 + count]  out: alive, the norm, the losses
+{
+    double* to = results + where[0] * (2 + count);
+    bool finite = true;
+    for (int k = 0; k < count; k++) {
+        to[2 + k] = losses[k];
+        finite = finite && losses[k] - losses[k] == 0;
+    }
+    const bool small = *norm - *norm == 0;
+    *alive = *alive && !*wrong && finite && (small || where[1]);
+    *go = *alive && small;
+    to[0] = *alive;
+    to[1] = *norm;
 }

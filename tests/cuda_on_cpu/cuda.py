@@ -1,11 +1,15 @@
 """What stands for ``cupy.cuda``: streams, captures, copies, and a cuBLAS that is called as the real one.
 
 Under capture it refuses what CuPy 14.2 refuses, in CuPy's words: calls of CuPy's own cuBLAS wrapper
-(cupy_backends/cuda/libs/cublas.pyx, setStream), copies to the host (cupy/cuda/memory.pyx), a capture of the default
-stream (cupy/cuda/stream.pyx).
+(cupy_backends/cuda/libs/cublas.pyx, setStream), copies from and to the host (cupy/cuda/memory.pyx), a capture of the
+default stream (cupy/cuda/stream.pyx). It also refuses what CuPy lets through and what then goes wrong: memory from the
+common pool, which is given to others while the graph still uses it (cupy/cuda/memory.pyx: a pool knows of no graph),
+and a capture whose streams have not all come back (CUDA Programming Guide, cross-stream dependencies).
 """
 
+import contextlib
 import ctypes
+import weakref
 
 import numpy as np
 
@@ -109,8 +113,9 @@ def multiply(call):
         b = _matrix(B, B_type, number * B_apart, *((n, k) if op_b else (k, n)), ldb)
         c = _matrix(C, C_type, number * C_apart, m, n, ldc)
         a, b = (rounded(x.T if op else x) for x, op in ((a.astype(wide), op_a), (b.astype(wide), op_b)))
-        product = alpha * np.matmul(a, b)
-        c[...] = product if beta == 0 else product + beta * c.astype(wide)
+        with np.errstate(all="ignore"):
+            product = alpha * np.matmul(a, b)
+            c[...] = product if beta == 0 else product + beta * c.astype(wide)
         written.append(c)
     return written
 
@@ -145,11 +150,20 @@ class Stream:
         self.cuda.entered.pop()
 
     def record(self):
-        return dict(self.clock)
+        return Event(self)
 
     def wait_event(self, event):
         for ptr, ticks in event.items():
             self.clock[ptr] = max(self.clock.get(ptr, 0), ticks)
+        captured = event.captured
+        if captured is None:
+            return
+        if self.captured is None:  # this stream is captured, too, from here on
+            self.captured = captured
+            captured.joined.append(self)
+            captured.away.add(self.ptr)
+        elif self is captured.stream:
+            captured.away.discard(event.stream)
 
     def synchronize(self):
         if self.captured is not None:
@@ -160,20 +174,44 @@ class Stream:
             raise RuntimeError("cannot capture on the default (legacy) stream")
         if self.captured is not None:
             raise RuntimeError("cudaErrorIllegalState: the stream is capturing")
-        self.captured = []
+        self.captured = Capture(self)
 
     def end_capture(self):
         if self.captured is None:
             raise RuntimeError("cudaErrorIllegalState: the stream does not capture")
-        actions, self.captured = self.captured, None
-        return Graph(actions)
+        captured = self.captured
+        for stream in (self, *captured.joined):
+            stream.captured = None
+        if captured.away:
+            raise RuntimeError("cudaErrorStreamCaptureUnjoined: a captured stream has not come back")
+        return Graph(captured)
 
     def is_capturing(self):
         return self.captured is not None
 
 
+class Event(dict):
+    """How much of what streams were given is done: stream -> ticks; and the capture that it belongs to, or None."""
+
+    def __init__(self, stream):
+        super().__init__(stream.clock)
+        self.stream, self.captured = stream.ptr, stream.captured
+
+
+class Capture(list):
+    """What was launched under a capture: functions without arguments, in order.
+
+    joined: the other streams that are captured, too; away: those that the first one has not waited for since. memory:
+    what was allocated meanwhile.
+    """
+
+    def __init__(self, stream):
+        super().__init__()
+        self.stream, self.joined, self.away, self.memory = stream, [], set(), []
+
+
 class Graph:
-    """What was launched under a capture."""
+    """What was launched under a capture, and what it has allocated: a private pool holds that."""
 
     def __init__(self, actions):
         self.actions = actions
@@ -181,6 +219,33 @@ class Graph:
     def launch(self):
         for action in self.actions:
             action()
+
+
+def memory_of(host):
+    """The object that owns the memory of a NumPy array."""
+    while isinstance(host, np.ndarray):
+        host = host.base
+    return host.obj if isinstance(host, memoryview) else host
+
+
+def held_as_a_graph_does(host, captured):
+    """A function that returns an array again when a graph runs: a graph holds nothing but addresses.
+
+    It raises RuntimeError where the memory was given back since, unless the capture itself has allocated it.
+    """
+    owner = memory_of(host)
+    if any(owner is one for one in captured.memory):
+        return lambda: host
+    address, weak = host.ctypes.data - ctypes.addressof(owner), weakref.ref(owner)
+    shape, dtype, strides = host.shape, host.dtype, host.strides
+
+    def again():
+        memory = weak()
+        if memory is None:
+            raise RuntimeError("a graph uses memory that was given back to the pool")
+        return np.ndarray(shape, dtype, memory, address, strides)
+
+    return again
 
 
 class RefusingCublas:
@@ -217,6 +282,7 @@ class Cuda:
         self.streams = {0: Stream(self, 0)}
         self.entered = [self.streams[0]]
         self.runtime, self.cublas = Runtime(self), RefusingCublas(self)
+        self.private = False  # whether arrays come from a pool that is not the common one
 
     def get_current_stream(self):
         return self.entered[-1]
@@ -228,6 +294,26 @@ class Cuda:
 
     def alloc_pinned_memory(self, nbytes):
         return (ctypes.c_char * nbytes)()
+
+    def MemoryPool(self):
+        return Pool()
+
+    @contextlib.contextmanager
+    def using_allocator(self, allocator):
+        before, self.private = self.private, True
+        try:
+            yield
+        finally:
+            self.private = before
+
+    def allocated(self, host):
+        """Note memory that a capture allocates; raises RuntimeError where it would come from the common pool."""
+        captured = self.captured
+        if captured is None:
+            return
+        if not self.private:
+            raise RuntimeError("memory of the common pool while a graph is recorded: it will be given to others")
+        captured.memory.append(memory_of(host))
 
     @property
     def captured(self):
@@ -241,6 +327,17 @@ class Cuda:
     def refuse_copies(self):
         if self.captured is not None:
             raise RuntimeError("the current stream is capturing, so D2H transfers are disallowed")
+
+    def refuse_uploads(self):
+        if self.captured is not None:
+            raise RuntimeError("the current stream is capturing, so H2D transfers are disallowed")
+
+
+class Pool:
+    """As ``cupy.cuda.MemoryPool``: here only a name for memory that nobody else gets."""
+
+    def malloc(self, nbytes):
+        raise NotImplementedError("the emulated arrays allocate by themselves")
 
 
 class Pointer:

@@ -3,6 +3,11 @@
 ``EmulatedDevice`` is the ``CupyDevice`` of gpurnn/backends/cuda/device.py over this ``xp``, which acts as ``cupy`` does
 and refuses as much: nothing is converted to or from NumPy unless asked for, only what ``FUNCTIONS`` has exists, and
 results have the dtypes of cupy_types.py.
+
+Under capture nothing runs. Array code is recorded as launches are, into memory of a private pool; what CuPy must wait
+for is refused. Its ``argsort`` it may record: Thrust runs there with ``par_nosync``, and takes its memory from the
+current allocator (cupy/cuda/cupy_thrust.cu).
+
 Memory from ``xp.empty`` counts as uninitialised for kernels until the host or a kernel writes it.
 """
 
@@ -12,7 +17,7 @@ from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.device import CupyDevice
 from gpurnn.backends.sources import kernel_source
 
-from .cuda import Cuda, Pointer, StubCublas
+from .cuda import Cuda, Pointer, StubCublas, held_as_a_graph_does
 from .cupy_types import Types
 from .emulator import SHARED_LIMIT
 
@@ -45,6 +50,8 @@ _METHODS = {
     "swapaxes": (), "squeeze": ("axis",), "ravel": (), "astype": ("copy",), "copy": ("order",), "view": ("dtype",),
     "argmax": ("axis", "dtype", "out", "keepdims"), "cumsum": ("axis", "dtype", "out"), "clip": ("out",),
 }  # fmt: skip
+# CuPy counts on the host what these find, so it waits for the GPU (cupy/_core/_routines_indexing.pyx, _ndarray_nonzero)
+_COUNTED = ("flatnonzero",)
 TYPES = Types()
 _OPERATORS = (
     "add radd sub rsub mul rmul truediv rtruediv floordiv mod pow rpow matmul and or xor rand lshift rshift lt le gt "
@@ -92,6 +99,18 @@ class Array:
         self._xp.cuda.refuse_copies()
         return self._host.copy()
 
+    def set(self, host, stream=None):
+        """Copy an array of the host."""
+        self._xp.cuda.refuse_uploads()
+        if type(host) is not np.ndarray or host.dtype != self.dtype:
+            raise TypeError(f"{getattr(host, 'dtype', type(host))} array cannot be set to {self.dtype} array")
+        if host.shape != self.shape:
+            raise ValueError(f"Shape mismatch. Old shape: {self.shape}, new shape: {host.shape}")
+        if not (self.flags.c_contiguous or self.flags.f_contiguous):
+            raise RuntimeError("Cannot set to non-contiguous array")
+        self._host[...] = host
+        self._xp.written(self._host)
+
     def item(self):
         return self.get().item()
 
@@ -120,14 +139,25 @@ class Array:
         return f"device {self._host!r}"
 
     def __getitem__(self, key):
-        return self._wrap(self._host[_view(self._xp.host(key))])
+        xp = self._xp
+        if xp.cuda.captured is not None and not _basic(key):
+            nowhere = _nowhere(xp, key)
+            return xp.record(lambda host, key: host[_view(key)], (self, key), lambda host, key: host[nowhere])
+        return self._wrap(self._host[_view(xp.host(key))])
 
     def __setitem__(self, key, value):
-        self._xp.working()
-        key, value = self._xp.host(key), self._xp.host(value)
-        self._host[key] = value
-        part = self._host[_view(key)] if _basic(key) else self._host
-        self._xp.written(part)
+        xp = self._xp
+        xp.host(value)  # which refuses an array of the host
+
+        def store(host, key, value):
+            host[key] = value
+            xp.written(host[_view(key)] if _basic(key) else host)
+
+        if xp.cuda.captured is not None:
+            _nowhere(xp, key)
+            xp.record(store, (self, key, value))
+        else:
+            store(self._host, xp.host(key), xp.host(value))
 
     def __getattr__(self, name):
         if name not in _METHODS:
@@ -188,6 +218,20 @@ def _view(key):
     return (*keys, Ellipsis) if _basic(key) and not any(k is Ellipsis for k in keys) else key
 
 
+def _nowhere(xp, key):
+    """A key of the same shapes whose numbers are all 0: under capture nobody knows them yet.
+
+    Raises RuntimeError for booleans, which CuPy counts on the host.
+    """
+    if isinstance(key, tuple):
+        return tuple(_nowhere(xp, part) for part in key)
+    if not isinstance(key, Array):
+        return key
+    if key.dtype == bool:
+        xp.cuda.refuse_copies()
+    return np.zeros(key.shape, np.int64)
+
+
 class Xp:
     """An object that acts as the module ``cupy`` over an emulator's memory."""
 
@@ -206,27 +250,61 @@ class Xp:
         return lambda *args, **kwargs: self.call(getattr(np, name), FUNCTIONS[name], name, args, kwargs)
 
     def empty(self, shape, dtype="float64", order="C"):
-        self.working()
         shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
-        return Array(self, self.emulator.empty(shape, dtype, "empty"))
+        host = self.emulator.empty(shape, dtype, "empty")
+        self.cuda.allocated(host)
+        return Array(self, host)
 
     def asarray(self, value, dtype=None):
         if isinstance(value, Array):
             return value if dtype is None or value.dtype == dtype else value.astype(dtype)
-        self.working()
-        return self.wrap(np.asarray(value, dtype), fresh=True)
+        host = np.asarray(value, dtype)
+        if self.cuda.captured is not None and host.ndim == 0:  # CuPy fills it by a kernel: the number is frozen
+            return self.record(lambda: host, (), lambda: host)
+        self.cuda.refuse_uploads()
+        return self.wrap(host, fresh=True)
 
     array = asarray
 
     # ---- between host and device
 
-    def working(self, name=""):
-        """Products by CuPy's own wrapper are refused under capture, as CuPy refuses them. Other array work CuPy would
-        record, over memory that goes back to its pool: the library does none, so it is refused here, too."""
-        if "matmul" in name:
-            self.cuda.refuse_cublas()
-        if self.cuda.captured is not None:
-            raise RuntimeError("array work while a graph is recorded: only kernels and products may be launched")
+    def record(self, function, args, shape_of=None):
+        """Have the capture call ``function`` with these arguments later; its result, in memory that is there now.
+
+        shape_of: a function of the same arguments whose result is of the same shape, order and dtype; None where there
+        is no result.
+        """
+        later, captured = [self._later(arg) for arg in args], self.cuda.captured
+        if shape_of is None:
+            captured.append(lambda: function(*[one() for one in later]))
+            return None
+        with np.errstate(all="ignore"):
+            made = shape_of(*[self.host(arg) for arg in args])
+        if not isinstance(made, (np.ndarray, np.generic)):
+            raise TypeError("array code of several results is not recorded here")
+        made = np.asarray(made)
+        if self.emulator.runtime.emulator_knows(made.ctypes.data, made.itemsize):
+            return Array(self, made)  # a view
+        result = self.wrap(made, fresh=True)
+        result._host[...] = np.frombuffer(b"\xff" * made.itemsize, made.dtype)[0]  # nothing runs now
+
+        def action():
+            with np.errstate(all="ignore"):
+                result._host[...] = function(*[one() for one in later])
+            self.written(result._host)
+
+        captured.append(action)
+        return result
+
+    def _later(self, arg):
+        """An argument as a function without arguments, called when the graph runs."""
+        if isinstance(arg, (tuple, list)):
+            parts = [self._later(part) for part in arg]
+            return lambda: type(arg)(part() for part in parts)
+        if isinstance(arg, Array):
+            return held_as_a_graph_does(arg._host, self.cuda.captured)
+        self.host(arg)
+        return lambda: arg
 
     def host(self, value):
         """What NumPy sees of an argument; raises TypeError for an array that is not on the device."""
@@ -249,6 +327,7 @@ class Xp:
         if fresh or not emulator.runtime.emulator_knows(result.ctypes.data, result.itemsize):
             order = sorted(range(result.ndim), key=lambda axis: -abs(result.strides[axis]))  # keep the memory order
             moved = emulator.array(result.transpose(order), "result")
+            self.cuda.allocated(moved)
             result = moved.transpose(np.argsort(order)) if result.ndim else moved
         return Array(self, result)
 
@@ -256,30 +335,42 @@ class Xp:
         self.emulator.written(host)
 
     def call(self, function, keywords, name, args, kwargs):
-        self.working_unless_view(name)
+        if "matmul" in name:  # CuPy's own wrapper of cuBLAS
+            self.cuda.refuse_cublas()
+        if name in _COUNTED:
+            self.cuda.refuse_copies()
         for keyword in kwargs:
             if keyword not in keywords:
                 raise TypeError(f"cupy's {name} takes no keyword {keyword!r}")
         out = kwargs.get("out")
         computed = TYPES.computed(name, args, kwargs.get("dtype"), out)
+        into = args[0] if name == "copyto" else out
         if computed is not None:
             kwargs = {key: value for key, value in kwargs.items() if key != "out"}
-        with np.errstate(all="ignore"):
-            result = function(*map(self.host, args), **{key: self.host(value) for key, value in kwargs.items()})
-            if computed is not None:
-                result = np.asarray(result).astype(computed, copy=False)
-                if out is not None:
-                    out._host[...] = result
-        if name == "copyto":
-            self.written(args[0]._host)
-        if out is not None:
-            self.written(out._host)
-            return out
-        return self.wrap(result)
+        names = tuple(kwargs)
 
-    def working_unless_view(self, name):
-        if name not in ("reshape", "transpose", "swapaxes", "squeeze", "ravel", "view", "broadcast_to", "expand_dims"):
-            self.working(name)
+        def run(*values):
+            args, named, into = values[: -len(names) - 1], values[-len(names) - 1 : -1], values[-1]
+            with np.errstate(all="ignore"):
+                result = function(*args, **dict(zip(names, named, strict=True)))
+                if computed is not None:
+                    result = np.asarray(result).astype(computed, copy=False)
+                    if into is not None:
+                        into[...] = result
+            if into is not None:
+                self.written(into)
+            return result
+
+        values = (*args, *kwargs.values(), into)
+        if self.cuda.captured is None:
+            result = run(*map(self.host, values))
+            return out if out is not None else self.wrap(result)
+        if into is not None:
+            self.record(run, values)
+            return out
+        if name == "take_along_axis":
+            return self.record(run, values, lambda a, index, *rest: run(a, np.zeros_like(index), *rest))
+        return self.record(run, values, run)
 
 
 class EmulatedDevice(CupyDevice):
@@ -311,6 +402,8 @@ class EmulatedDevice(CupyDevice):
     def load(self, file, expression, struct=None):
         """The kernel of a name expression: ``kernel(grid, block, args, shared_mem=0)``."""
         if (file, expression, struct) not in self._loaded:
+            if self.xp.cuda.captured is not None:  # CUDA may allocate, and wait, while it loads code
+                raise RuntimeError(f"{expression} is loaded while a graph is recorded")
             source = kernel_source(file, struct)
             for old, new in self.edits:
                 if source.count(old) > 1:
@@ -320,8 +413,13 @@ class EmulatedDevice(CupyDevice):
         kernel = self._loaded[file, expression, struct]
 
         def launch(grid, block, args, shared_mem=0, cooperative=False):
-            args = tuple(arg._host if isinstance(arg, Array) else arg for arg in args)
-            self._do(lambda: kernel(grid, block, args, shared_mem=shared_mem, cooperative=cooperative))
+            def run(*args):
+                kernel(grid, block, args, shared_mem=shared_mem, cooperative=cooperative)
+
+            if self.xp.cuda.captured is not None:
+                self.xp.record(run, args)
+            else:
+                run(*(arg._host if isinstance(arg, Array) else arg for arg in args))
 
         return launch
 
@@ -332,9 +430,17 @@ class EmulatedDevice(CupyDevice):
             for matrix in multiply():
                 self.emulator.written(matrix.T)
 
-        self._do(action)
+        addresses = call[8], call[12], call[17]
+
+        def later():
+            if not all(self.emulator.runtime.emulator_knows(address, 1) for address in addresses):
+                raise RuntimeError("a graph uses memory that was given back to the pool")
+            action()
+
+        self._do(action if self.xp.cuda.captured is None else later)
 
     def _do(self, action):
+        """Do it now, or under capture when the graph runs."""
         captured = self.xp.cuda.captured
         if captured is None:
             action()

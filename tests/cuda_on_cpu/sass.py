@@ -81,11 +81,11 @@ def products(instructions):
 
 
 def time_loop(instructions, jumps):
-    """The smallest loop with a barrier, most of the products and a poll, if there are polls: its instructions, and of the
-    loops within it where they begin and end. An mbarrier is a barrier, and a wait there a poll.
+    """The smallest loop with a barrier, most of the products and a poll, if there are polls: its instructions, and of
+    the loops within it where they begin and end. An mbarrier is a barrier, and a wait there a poll.
 
-    Of a loop that polls again what was loaded before it, only the check counts, of one that waits at an mbarrier the
-    first wait: what follows its first way out is left out, as if everything had arrived.
+    Of a loop that polls again what was loaded before it, only the check counts, or nothing where a jump leads over it; of
+    one that waits at an mbarrier the first wait: as if everything had arrived.
     """
     back = [(to, at) for at, to in jumps if to <= at]
     loops = [
@@ -101,9 +101,13 @@ def time_loop(instructions, jumps):
     for to, at in inner:
         polls = [k for k in range(to, at + 1) if _is_poll(instructions[k])]
         ways_out = sorted(leaves for leaves, target in jumps if to <= leaves <= at < target)
-        waits = polls and instructions[polls[0]].op.startswith("SYNCS")
-        again = polls and ways_out and ways_out[0] < polls[0] and any(map(_is_poll, instructions[start:to]))
-        if again or (waits and ways_out):
+        if polls and ways_out and ways_out[0] < polls[0] and any(map(_is_poll, instructions[start:to])):
+            dropped.update(range(ways_out[0] + 1, at + 1))
+            over = [
+                (a, b) for a, b in jumps if start <= a < to and at < b <= end and not _is_more(instructions[a + 1 : b])
+            ]
+            dropped.update(*(range(a + 1, b) for a, b in over if not any(map(_is_poll, instructions[a + 1 : to]))))
+        elif polls and ways_out and instructions[polls[0]].op.startswith("SYNCS"):
             dropped.update(range(ways_out[0] + 1, at + 1))
     places, body = {}, []
     for k in range(start, end + 1):
@@ -111,6 +115,13 @@ def time_loop(instructions, jumps):
         if k not in dropped:
             body.append(instructions[k])
     return body, [(places[to], places[at] + (at not in dropped)) for to, at in inner]
+
+
+def _is_more(instructions):
+    """Whether there is more than another poll in these."""
+    return products(instructions) or any(
+        one.op.startswith(("BAR", "ST")) and "SYS" not in one.op for one in instructions
+    )
 
 
 def _is_poll(one):
@@ -136,21 +147,23 @@ def timing(body, hop=0):
     """``Timing`` of a loop's second turn, all branches as if nothing were jumped over.
 
     hop: cycles from a store to another thread block's words until a load sees it, both say STRONG; or from an
-    asynchronous store until a wait at an mbarrier ends.
+    asynchronous store until a wait at an mbarrier ends. A poll behind n stores
+    of its turn is for the n-th of the turn before: a kernel with two tiles sends twice in a turn.
     """
-    time, sent, ready = 0, -1, [0] * 6
+    time, sends, ready = 0, [], [0] * 6
     for _ in range(2):
-        start, seen, waits, waited = time, sent + hop, 0, 0
+        start, waits, waited, before, sends, sending = time, 0, 0, sends, [], False
         for one in body:
             until = max((ready[scoreboard] for scoreboard in one.waits), default=0)
             if until > time:
                 waits, waited, time = waits + 1, waited + until - time, until
             done = time + LATENCY.get(one.op.partition(".")[0], 12)
             if _is_poll(one):
-                done = max(done, seen)
-            if _is_sent(one) and sent < start:
-                sent = time  # the first one: later ones empty old words, once in 16 timesteps
-                seen = max(seen, time + hop)
+                sending = False
+                done = max([done, *(sent + hop for sent in (before + sends)[len(sends) : len(sends) + 1])])
+            if _is_sent(one) and not sending:
+                sending = True
+                sends.append(time)  # the first store counts: later ones empty old words, once in 16 timesteps
             for scoreboard in one.sets:
                 ready[scoreboard] = max(ready[scoreboard], done)
             time += max(one.stall, 1) if not one.op.startswith("BAR") else LATENCY["BAR"]

@@ -23,6 +23,8 @@ class CupyDevice:
     def __init__(self, cupy):
         self.xp, self._streams = cupy, []
         self._recording = threading.Lock()
+        self._recorded_for = None  # while ``record`` runs, the ``queue`` that will run the graph
+        self._of_thread = threading.local()
 
     @functools.cached_property
     def arch(self):
@@ -49,10 +51,21 @@ class CupyDevice:
         """A key for the order of launches: those with equal keys run one after another.
 
         It is the address of the current stream. Address 2 means the default stream of each thread, so the thread is
-        part of the key there.
+        part of the key there. While launches are recorded it is that of the stream that will run them.
         """
         stream = self.stream
+        if self._recorded_for is not None and stream == self._recorder.ptr:
+            return self._recorded_for
         return stream, threading.get_ident() if stream == 2 else 0
+
+    @property
+    def recording(self):
+        """The ``Recording`` of a whole update while this thread makes it, else None."""
+        return getattr(self._of_thread, "recording", None)
+
+    @recording.setter
+    def recording(self, value):
+        self._of_thread.recording = value
 
     @functools.cached_property
     def blas(self):
@@ -143,14 +156,20 @@ class CupyDevice:
         Returns ``(host, refresh)``. ``refresh()`` queues a copy on the current stream and does not wait for it; the
         NumPy array ``host`` holds the numbers once that copy is done.
         """
-        pinned = self.xp.cuda.alloc_pinned_memory(array.nbytes)
-        host = np.frombuffer(pinned, array.dtype, array.size)
-        host[...] = 0
+        host = self.pinned(array.size, array.dtype)
 
         def refresh():
             array.data.copy_to_host_async(host.ctypes.data, array.nbytes, self.xp.cuda.get_current_stream())
 
         return host, refresh
+
+    def pinned(self, shape, dtype):
+        """Zeros on the host, from where and to where the GPU copies without waiting."""
+        count, dtype = int(np.prod(shape, dtype=np.int64)), np.dtype(dtype)
+        memory = self.xp.cuda.alloc_pinned_memory(max(count * dtype.itemsize, 1))
+        host = np.frombuffer(memory, np.uint8, count * dtype.itemsize).view(dtype).reshape(shape)
+        host[...] = 0
+        return host
 
     def free_memory(self):
         """Return CuPy's unused memory to the driver."""
@@ -163,27 +182,44 @@ class CupyDevice:
 
     # ---- graphs and streams
 
-    def record(self, function):
+    def record(self, function, memory=None):
         """Record what ``function`` launches as a CUDA graph. Nothing runs now: ``.launch()`` runs it.
 
-        ``function`` may only launch kernels and products: it may not allocate, copy, or read a result. Raises
+        memory: a pool, from ``private_memory``, that lives as long as the graph; what ``function`` allocates lies
+        there. None: it may allocate nothing. It may not copy from or to the host, nor wait for a result. Raises
         BackendError where recording fails; the stream is usable again then.
         """
         with self._recording:
             try:
-                stream = self._recorder
+                stream, self._recorded_for = self._recorder, self.queue
                 self.blas.lend_workspace(stream.ptr, self.stream)
-                with stream:
-                    stream.begin_capture()
-                    try:
-                        function()
-                    except BaseException:  # a capture must be ended, even one that CUDA has invalidated
-                        with contextlib.suppress(Exception):
-                            stream.end_capture()
-                        raise
-                    return stream.end_capture()
+                allocated = self.xp.cuda.using_allocator(memory.malloc) if memory else contextlib.nullcontext()
+                with stream, allocated:
+                    return self._captured(stream, function)
             except Exception as error:  # CUDA's errors and ours alike
                 raise BackendError(f"launches cannot be recorded as a CUDA graph ({error})") from error
+            finally:
+                self._recorded_for = None
+
+    @staticmethod
+    def _captured(stream, function):
+        """The graph of what ``function`` launches on ``stream``."""
+        stream.begin_capture()
+        try:
+            function()
+        except BaseException:  # a capture must be ended, even one that CUDA has invalidated
+            with contextlib.suppress(Exception):
+                stream.end_capture()
+            raise
+        return stream.end_capture()
+
+    def private_memory(self):
+        """A pool of memory that nothing else is given."""
+        return self.xp.cuda.MemoryPool()
+
+    def is_capturing(self):
+        """Whether what is launched now is recorded, and does not run."""
+        return self._recorded_for is not None and self.xp.cuda.get_current_stream().is_capturing()
 
     @functools.cached_property
     def _recorder(self):

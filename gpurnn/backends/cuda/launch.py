@@ -259,7 +259,8 @@ def kernel_names(dtypes=tuple(C_NAMES), cells=_CELLS):
         names += [("loss.cu", f"cross_entropy_{which}<{real}>") for which in ("forward", "backward")]
         kernels = ("sgd", "rmsprop", "adam", "norm_partial", "scale_grads")
         names += [("optimize.cu", f"{kernel}<{real}>") for kernel in kernels]
-    names += [("step.cu", "step_done"), ("optimize.cu", "norm_finish"), ("dropout.cu", "dropout_mask")]
+    names += [("step.cu", "step_done"), ("epochs.cu", "epochs_done"), ("dropout.cu", "dropout_mask")]
+    names += [("optimize.cu", kernel) for kernel in ("norm_finish", "update_verdict")]
     return of_cells + [(*name, None) for name in names]
 
 

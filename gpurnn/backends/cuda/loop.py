@@ -392,6 +392,6 @@ class Loop:
             if not words:
                 args += exchange.watched()
             else:
-                args += exchange.empty(words) if epochs is None else exchange.take(words, epochs)
+                args += exchange.empty(words) if epochs is None else exchange.take(words)
             launch(*first, *sizes, *args, *marks, **options)
-            exchange.refresh()
+            exchange.done(epochs)

@@ -18,7 +18,7 @@ import numpy as np
 from ... import rng
 from ...cells import Weights
 from ...errors import BackendError, ShapeError
-from ..ops import UPDATE_STATES, Ops, flat, refuse_uncountable
+from ..ops import UPDATE_STATES, Ops, refuse_uncountable
 from ..rebuild import passes_of
 from ..records import SavedLayer
 from ..streams import ONE_STREAM
@@ -26,13 +26,14 @@ from . import schedules
 from .cublas import is_matrix
 from .exchange import Exchange
 from .graphs import Lease, LoopPool
-from .launch import ALIGNMENT, Kernels, Rows, c_type, kernel_of, signature
+from .launch import ALIGNMENT, Kernels, c_type, kernel_of, signature
 from .loop import Loop
-from .loop_plan import BLOCK, DOUBLE, SINGLE, LoopPlan, LoopShape
+from .loop_plan import BLOCK, LoopPlan, LoopShape
+from .recording import UpdateGraphs, numbers_of
 from .streams import CudaStreams
+from .sums import BLOCKS, Sums
 
 _PLANS = 1024  # most shapes whose plans are remembered
-_BLOCKS = 65535  # most thread blocks of a launch along y or z (CUDA C++ Programming Guide, compute capabilities)
 
 
 class Chosen(NamedTuple):
@@ -53,7 +54,7 @@ def array_code(cell, strands):
     return "the cell has more than two products in a timestep" if len(inner) > 1 else None
 
 
-class CudaOps(Ops):
+class CudaOps(Sums, Ops):
     """The primitives with kernels.
 
     graphs: most recorded loops at once; 0 records none. measured: a ``tuned_table.Table`` of this device, or None.
@@ -106,7 +107,7 @@ class CudaOps(Ops):
         queue = self.device.queue
         with self._lock:
             if queue not in self.exchanges:
-                self.exchanges[queue] = Exchange(self.device)
+                self.exchanges[queue] = Exchange(self.device, self.kernels)
             return self.exchanges[queue]
 
     def raise_if_failed(self):
@@ -135,11 +136,22 @@ class CudaOps(Ops):
         return candidate.schedule, f"one launch for the whole sequence: {reason}"
 
     def recordings(self):
-        """Which time loops became CUDA graphs, and why others did not.
+        """Which time loops, and which updates of ``fit``, became CUDA graphs, and why others did not.
 
         Returns a list of dictionaries with "loop", "pass", "recorded" and "reason".
         """
         return self.pool.recordings()
+
+    def update_graphs(self, rows, width):
+        return UpdateGraphs(self, rows, width) if self.pool.capacity else None
+
+    def note_update(self, name, reason):
+        """Store for ``recordings`` whether an update of ``fit`` was recorded: None, or why not."""
+        self.pool.outcomes[name, "update"] = reason
+
+    def bounded(self, values, stop):
+        recording = self.device.recording
+        return super().bounded(values, stop) if recording is None else recording.bounded(values, stop)
 
     def aligned(self, array):
         """``array``, C-contiguous and where kernels may load several numbers at once: itself, or a copy."""
@@ -189,7 +201,7 @@ class CudaOps(Ops):
 
     def refuse_sizes(self, T, B, layers):
         refuse_uncountable(T, B, self.name)
-        most = _BLOCKS * BLOCK[1]
+        most = BLOCKS * BLOCK[1]
         if most < B and any(
             candidate.schedule == "step"
             for problem, save, schedule in layers()
@@ -232,7 +244,9 @@ class CudaOps(Ops):
         return ONE_STREAM if count == 1 else CudaStreams(self.device, count)
 
     def layer_forward(self, cell, x, weights, states, lengths, options):
-        if array_code(cell, len(options.directions)):
+        if reason := array_code(cell, len(options.directions)):
+            if self.device.recording is not None:
+                raise BackendError(f"a layer runs one timestep after another over CuPy: {reason}")
             return super().layer_forward(cell, x, weights, states, lengths, options)
         loop, lease = self._loop(cell, x, weights, lengths, options)
         x, rows = self.xp.ascontiguousarray(x), len(weights[0].ih)
@@ -256,7 +270,9 @@ class CudaOps(Ops):
             options.concurrent, options.marks is not None,
         )  # fmt: skip
         plan = self.loop_plan(cell, shape)
-        if plan.by_step and not options.flat:
+        if self.device.recording is not None and plan.by_step:
+            self.device.recording.count_steps(T)  # a graph of a whole update holds every launch of its loops
+        if plan.by_step and not options.flat and self.device.recording is None:
             # A loop that another stream gave back may still be in use there, so the stream belongs to the key.
             loop, lease = self.pool.take((plan, self.device.queue), lambda: Loop(self, plan))
         else:  # nothing to record
@@ -289,89 +305,31 @@ class CudaOps(Ops):
         later = [one.dreset for one in saved.passes]
         return saved.lease.loop.backward(doutput, dstates, later)  # uses the weights that the forward pass loaded
 
-    # ---- products and sums
+    # ---- products
 
     def product(self, a, b, out, accumulate=False):
         a = a if is_matrix(a) else self.xp.ascontiguousarray(a)
         b = b if is_matrix(b) else self.xp.ascontiguousarray(b)
         self.device.gemm(a, b, out, accumulate, self.tf32)
 
-    def sum_steps(self, d):
-        rows = flat(d)
-        N, M = rows.shape
-        if rows.strides[1] != rows.itemsize or rows.strides[0] < 0:
-            rows = self.xp.ascontiguousarray(rows)
-        kind = c_type(d.dtype)
-        real = DOUBLE if kind == "double" else SINGLE
-        if N == 0:
-            return self.xp.zeros(M, real)
-        chunks = min(-(-N // 256), 256)  # depends on N alone, so that every GPU gives equal bits
-        partial, sums = self.xp.empty((chunks, M), np.float64), self.xp.empty(M, real)
-        ld = rows.strides[0] // rows.itemsize if N > 1 else M
-        self.kernels.launch(
-            "bptt.cu", "sum_steps_partial", (kind,), (-(-M // 32), chunks), (32, 8), N, M, ld, Rows(rows), partial
-        )
-        real_type = c_type(real)
-        self.kernels.launch(
-            "bptt.cu", "sum_steps_finish", (real_type,), (-(-M // 128),), (128,), chunks, M, partial, sums
-        )
-        return sums
-
-    def accumulate_rows(self, grad, index, d):
-        N, H = d.shape
-        if N == 0:
-            return
-        if H > _BLOCKS * 32:
-            super().accumulate_rows(grad, index, d)
-            return
-        order = self.xp.argsort(index, kind="stable").astype(np.int64, copy=False)
-        ids = index[order].astype(np.int64, copy=False)
-        d = self.xp.ascontiguousarray(d)
-        chunks, kind = -(-N // 64), c_type(d.dtype)
-        partial = self.xp.empty((chunks, 2, H), np.float64)
-        grid, block = (chunks, -(-H // 32)), (32,)
-        self.kernels.launch(
-            "embedding.cu", "embedding_chunks", (kind,), grid, block, N, H, ids, order, d, partial, grad
-        )
-        real = c_type(grad.dtype)
-        self.kernels.launch("embedding.cu", "embedding_borders", (real,), grid, block, N, H, ids, partial, grad)
-
-    # ---- softmax cross-entropy
-
-    def softmax_forward(self, logits, rows, labels, smoothing):
-        count, V = labels.size, logits.shape[1]
-        losses, total = self.xp.empty(count, np.float64), self.xp.empty(count, np.float64)
-        highest = self.xp.empty(count, logits.dtype)
-        args = V, smoothing, self.xp.ascontiguousarray(logits), rows, labels, losses, highest, total
-        self.kernels.launch("loss.cu", "cross_entropy_forward", (c_type(logits.dtype),), (count,), (128,), *args)
-        return losses, highest, total
-
-    def softmax_backward(self, logits, rows, labels, smoothing, highest, total, dlosses, out=None):
-        dlogits = self.derivative_array(logits, rows, out)
-        scale = self.xp.ascontiguousarray(dlosses[:, 0])
-        args = (
-            logits.shape[1],
-            smoothing,
-            self.xp.ascontiguousarray(logits),
-            rows,
-            labels,
-            highest,
-            total,
-            scale,
-            dlogits,
-        )
-        grid = (labels.size,)
-        self.kernels.launch("loss.cu", "cross_entropy_backward", (c_type(logits.dtype),), grid, (128,), *args)
-        return dlogits
-
     # ---- updates and norms
 
     def optimize(self, kernel, params, grads, arrays, scalars, array_code):
+        recording = self.device.recording
         if kernel not in UPDATE_STATES:
+            if recording is not None:
+                raise BackendError("the optimizer's update is array code, whose numbers a graph would freeze")
             super().optimize(kernel, params, grads, arrays, scalars, array_code)
             return
         kind, N = c_type(params.dtype), params.size
-        given = scalars | arrays | {"N": N, "params": params, "grads": grads}
+        by, go = numbers_of(kernel, scalars, params.dtype), None
+        if recording is None:
+            by = self.xp.asarray(by)
+        else:
+            by, go = recording.update(by), recording.go
+            if by is None:  # only the numbers were asked for
+                return
+        given = arrays | {"N": N, "params": params, "grads": grads, "by": by, "go": go}
         args = [given.get(argument.name) for argument in signature("optimize.cu", kernel, (kind,))]
         self.kernels.launch("optimize.cu", kernel, (kind,), (-(-N // 256),), (256,), *args)
 
@@ -390,9 +348,10 @@ class CudaOps(Ops):
     def dropout_mask(self, shape, rate, seed, layer, call):
         N = math.prod(shape)
         mask = self.xp.empty(N, np.bool_)
-        threshold = rng.dropout_threshold(rate)
+        threshold, recording = rng.dropout_threshold(rate), self.device.recording
+        call, calls = (call, None) if recording is None else recording.draw(call)
         self.kernels.launch(
             "dropout.cu", "dropout_mask", (), (-(-N // 512),), (128,), N, seed, layer & 0xFFFFFFFF, call & 0xFFFFFFFF,
-            threshold, mask,
+            calls, threshold, mask,
         )  # fmt: skip
         return mask.reshape(shape)

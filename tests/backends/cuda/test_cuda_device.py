@@ -145,13 +145,64 @@ def test_recorded_launches_run_when_asked(device):
     assert float(out.sum()) == 24
 
 
-def test_other_work_cannot_be_recorded(device):
+def test_memory_of_the_common_pool_cannot_be_recorded(device):
     xp = device.xp
     a = xp.zeros(3)
-    for problem in (lambda: xp.empty(3), lambda: a + 1, lambda: a.fill(0), lambda: xp.asarray([1.0])):
-        with pytest.raises(BackendError, match="while a graph is recorded"):
+    for problem in (lambda: xp.empty(3), lambda: a + 1, lambda: xp.zeros(3), lambda: a[xp.arange(2)]):
+        with pytest.raises(BackendError, match="while a graph is recorded: it will be given to others"):
             device.record(problem)
     assert device.xp.cuda.captured is None
+
+
+def test_array_code_is_recorded_and_replayed(device):
+    """Nothing runs under capture; a replay reads what lies there then."""
+    xp = device.xp
+    a, ids, out, few = xp.ones((2, 3)), xp.asarray(np.array([1, 0, 1])), xp.zeros((3, 3)), xp.zeros(2)
+
+    def work():
+        rows = a[ids] * 2
+        out[...] = xp.maximum(rows, xp.zeros((), "float64")) + xp.stack([rows[0]])
+        few.fill(3)
+        xp.copyto(few, a[:, 0], where=a[:, 0] > 4)
+        nonlocal made
+        made = rows
+
+    made, memory = None, device.private_memory()
+    graph = device.record(work, memory)
+    assert not out.get().any() and not few.get().any() and np.isnan(made.get()).all()
+    for first, second in ((1, 1), (1, 5), (7, 2)):
+        a[0], a[1] = first, second
+        graph.launch()
+        np.testing.assert_array_equal(out.get()[:, 0], np.array([second, first, second]) * 2 + second * 2)
+        np.testing.assert_array_equal(few.get(), [first if first > 4 else 3, second if second > 4 else 3])
+
+
+def test_a_graph_holds_no_memory_but_its_own(device):
+    xp = device.xp
+    given, out = [xp.ones(3)], xp.zeros(3)
+    graph = device.record(lambda: xp.add(given[0], 1, out=out))
+    graph.launch()
+    given.clear()
+    with pytest.raises(RuntimeError, match="given back to the pool"):
+        graph.launch()
+
+
+def test_a_captured_stream_must_come_back(device):
+    (other,) = device.streams(1)
+    a = device.xp.zeros(3)
+
+    def work(back):
+        device.wait(other, None)
+        with other:
+            a.fill(1)
+        if back:
+            device.wait(None, other)
+
+    device.record(lambda: work(True)).launch()
+    assert a.get().all()
+    with pytest.raises(BackendError, match="has not come back"):
+        device.record(lambda: work(False))
+    assert other.captured is None
 
 
 def test_what_cupy_refuses_under_capture():
@@ -161,18 +212,26 @@ def test_what_cupy_refuses_under_capture():
     a, (_, refresh) = xp.ones((2, 2), "float32"), device.mirror(xp.zeros(1, "int32"))
     cublas = "calling cuBLAS API during stream capture is currently unsupported"
     to_host = "the current stream is capturing, so D2H transfers are disallowed"
+    from_host = to_host.replace("D2H", "H2D")
+    memory, counted = device.private_memory(), xp.asarray(np.ones((2, 2), bool))
     for problem, words in (
         (lambda: a @ a, cublas),
         (lambda: xp.matmul(a, a), cublas),
         (lambda: xp.cuda.cublas.gemmEx(0), cublas),
         (refresh, to_host),
         (a.get, to_host),
-        (lambda: float(a.sum()), "while a graph is recorded"),
+        (lambda: float(a.sum()), to_host),
+        (lambda: xp.flatnonzero(a), to_host),
+        (lambda: a[counted], to_host),
+        (lambda: a.__setitem__(counted, 0), to_host),
+        (lambda: xp.asarray([1.0]), from_host),
+        (lambda: a.set(np.ones((2, 2), "float32")), from_host),
+        (lambda: device.load("dropout.cu", "dropout_mask"), "loaded while a graph is recorded"),
         (device.synchronize, "not permitted when stream is capturing"),
         (xp.cuda.get_current_stream().begin_capture, "default"),
     ):
         with pytest.raises(BackendError, match=words):
-            device.record(problem)
+            device.record(problem, memory)
     assert float((a @ a).sum()) == 8
     refresh()
     device.synchronize()

@@ -530,12 +530,17 @@ def test_what_is_chosen_once_is_chosen_again_where_it_must_be():
 def test_epochs_begin_anew_before_they_come_back():
     """An epoch is a word of 32 bits; one that stood in memory before must not be taken for a new one."""
     exchange = cuda_ops().exchange()
-    exchange.take(10, 1)
-    exchange.epoch = (1 << 32) - 100
-    words = exchange.take(10, 50)[2]
-    assert exchange.epoch == (1 << 32) - 50
-    epoch, _, fresh, _ = exchange.take(10, 60)
-    assert epoch == 0 and fresh is not words and not fresh.get().any()
+    epoch, _, words, _ = exchange.take(300)
+    epoch[...] = (1 << 31) - 100
+    words[...] = 7
+    exchange.done(50)
+    assert int(epoch[0]) == (1 << 31) - 50 and (words.get() == 7).all()
+    exchange.done(50)
+    assert int(epoch[0]) == 0 and not words.get().any()
+    exchange.done(5)
+    assert int(epoch[0]) == 5 and exchange.take(200)[2] is words
+    other, _, more, _ = exchange.take(301)
+    assert more is not words and other is not epoch and int(other[0]) == 0
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru original", "lstm projected"])

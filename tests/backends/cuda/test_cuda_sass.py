@@ -76,6 +76,6 @@ def test_more_products_make_another_loop_the_time_loop():
         ("BAR.SYNC", "0x0", 1, 7, ()),
         ("BRA", "`(.L_x_9)", 5, 7, ()),
     )
-    many = (*TIME_LOOP[:6], *[("HMMA.16816.F32", "R0, R0, R0, R0", 4, 7, ())] * 8, *TIME_LOOP[6:])
+    many = (*TIME_LOOP[:9], *[("HMMA.16816.F32", "R0, R0, R0, R0", 4, 7, ())] * 8, *TIME_LOOP[9:])
     body, _ = sass.time_loop(*sass.instructions(listing(*prologue, *many), "k"))
     assert sass.products(body) == 9

@@ -142,6 +142,44 @@ def test_a_graph_that_is_launched_again_gives_the_bits_of_single_launches(cell):
     assert [row["reason"] for row in ops.recordings() if not row["recorded"]] == [] and ops.recordings()
 
 
+def language_model(dtype, schedule):
+    how = {"backend": "cuda", "dtype": dtype}
+    return gpurnn.Sequential(
+        gpurnn.Embedding(50, 32, seed=1, **how),
+        gpurnn.LSTM(32, 256, 2, dropout=0.2, schedule=schedule, seed=2, **how),
+        gpurnn.Dropout(0.2, seed=3, **how),
+        gpurnn.Linear(256, 50, seed=4, **how),
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("schedule", ["step", "grid"])
+def test_updates_are_recorded_and_replayed(schedule, dtype):
+    """Whole updates of ``fit``, with and without graphs: the same bits, whatever memory is given to others between."""
+    text, found = gpurnn.TextBatches(np.random.default_rng(0).integers(0, 50, 2001), batch_size=8, steps=20), []
+    for graph in (False, True):
+        model = language_model(dtype, schedule)
+        history = gpurnn.fit(
+            model, gpurnn.cross_entropy, text, optimizer="adam", epochs=3, validation=text, clip_norm=1.0,
+            progress=False, graph=graph,
+        )  # fmt: skip
+        records = [{name: value for name, value in one.items() if name != "seconds"} for one in history]
+        found.append((records, model.state_dict()))
+    assert found[0][0] == found[1][0]
+    for name, array in found[0][1].items():
+        np.testing.assert_array_equal(found[1][1][name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_steps_of_a_stepper_are_recorded(dtype):
+    steppers = [language_model(dtype, "auto").stepper(4) for _ in range(2)]
+    steppers[1]._graph_refused = True
+    for k in range(20):
+        found, plain = (stepper.step(np.arange(4) + k).get() for stepper in steppers)
+        np.testing.assert_array_equal(found, plain)
+        assert [stepper.recorded for stepper in steppers] == [k > 0, False]
+
+
 @pytest.mark.parametrize("schedule", ["block", "grid"])
 def test_parameters_behind_three_numbers(schedule):
     """Where weights did not start at 16 bytes, a load of four numbers ended the context."""

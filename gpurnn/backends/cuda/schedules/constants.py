@@ -67,6 +67,13 @@ STEP_SECONDS = _constant("STEP_SECONDS", 4e-6, "seconds of a timestep of `step` 
 LOAD_SECONDS = _constant("LOAD_SECONDS", 6e-6, "seconds to load a block's weights", "a guess")
 BARRIERS = _constant("BARRIERS", 350, "cycles of a block's timestep besides its product",
                      "a guess: two barriers, the cell, loads and stores")  # fmt: skip
+BACKWARD = _constant("BACKWARD", 500, "cycles more of a timestep of `grid` in backward", "counted in the machine code")
+SECOND_TILE = _constant(
+    "SECOND_TILE",
+    750,
+    "cycles of a tile besides its own where a group has two at once",
+    "counted in the machine code: polls, weights in shared memory",
+)
 MEANS = _constant("MEANS", 220, "cycles of a stage of means",
                   "a guess: 5 shuffles of 24; a barrier, a load and a division of 30 to 40 each")  # fmt: skip
 FETCH = _constant("FETCH", 8, "cycles for each number that a block's threads load", "counted in the machine code")

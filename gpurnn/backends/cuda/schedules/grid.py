@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ....dtypes import ITEMSIZE
 from .block import Block
 from .constants import (
+    BACKWARD,
     BARRIERS,
     CONVERT_RATE,
     EFFICIENCY,
@@ -16,6 +17,7 @@ from .constants import (
     HOP_SECONDS,
     LOAD_SECONDS,
     ONE_READS,
+    SECOND_TILE,
     SHARED_BYTES,
     mma_rate,
 )
@@ -148,9 +150,12 @@ def _placed(problem, device, tile, cycles, moved, P=1):
     blocks = tile.blocks * groups * problem.directions
     crowded = blocks > device.multiprocessors
     rate = min(ONE_READS, EXCHANGE_BYTES * device.multiprocessors / min(blocks, device.multiprocessors))
-    busy = (cycles + moved / rate + BARRIERS) / device.clock
+    busy = (cycles + moved / rate + BARRIERS + BACKWARD * problem.backward) / device.clock
     # where two blocks share a multiprocessor, or two tiles a block, one computes while the other waits
-    seconds = -(-tiles // (groups * tile.at_once)) * max(HOP_SECONDS + busy, 2 * busy * (crowded or tile.at_once > 1))
+    one = max(HOP_SECONDS + busy, 2 * busy * crowded)
+    if tile.at_once > 1:
+        one = 2 * (busy + SECOND_TILE / device.clock)
+    seconds = -(-tiles // (groups * tile.at_once)) * one
     return replace(tile, seconds=seconds, groups=groups)
 
 
