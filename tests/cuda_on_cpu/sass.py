@@ -84,8 +84,8 @@ def time_loop(instructions, jumps):
     """The smallest loop with a barrier, most of the products and a poll, if there are polls: its instructions, and of
     the loops within it where they begin and end. An mbarrier is a barrier, and a wait there a poll.
 
-    Of a loop that polls again what was loaded before it, only the check counts, or nothing where a jump leads over it; of
-    one that waits at an mbarrier the first wait: as if everything had arrived.
+    Of a loop that polls again what was loaded before it, only the check counts, or nothing where a jump leads over it;
+    of one that waits at an mbarrier the first wait: as if everything had arrived.
     """
     back = [(to, at) for at, to in jumps if to <= at]
     loops = [
