@@ -73,6 +73,12 @@ def test_every_option(option, forced):
         compare(kind, cuda_ops(), dtype, 4, 3, True, option != "learned state", **options, schedule="cluster")
 
 
+def test_heads(forced):
+    """Heads are to a schedule what directions are."""
+    forced(2, 2)
+    compare("lstm", cuda_ops(), "float16", 3, 3, True, H=14, heads=2, bidirectional=True, schedule="cluster")
+
+
 def test_two_runs_give_equal_bits(forced):
     forced(2, 2)
     runs = []
@@ -178,6 +184,23 @@ def test_a_block_that_sends_nothing_is_an_error_and_then_another_schedule_runs(f
     schedules.candidates.cache_clear()
     with pytest.raises(ValueError, match="clusters of thread blocks, which failed on this device"):
         batch.run(layer)
+
+
+def test_a_block_that_gives_up_stays_until_nobody_sends_it_anything(forced, monkeypatch):
+    """It has sent its first numbers, so others go on and send theirs."""
+    forced(2, 2)
+    monkeypatch.setattr(Exchange, "patience", 500)
+    gives_up = (
+        "for (int polls = 0; !timed_out",
+        "timed_out = timed_out || blockIdx.y == 1;\nfor (int polls = 0; !timed_out",
+    )
+    for edits, error, text in (
+        ([gives_up], BackendError, "timed out waiting"),
+        ([gives_up, (LAST, f"// {LAST}")], emulator.KernelError, "^dead shared memory"),
+    ):
+        layer, _, exact = twins("gru", cuda_ops(edits=edits), "float16", H=11, schedule="cluster")
+        with pytest.raises(error, match=text):
+            Batch(exact, 4, 3, ragged=False).run(layer)
 
 
 def test_where_the_device_refuses_a_launch_of_clusters_step_does_it(forced, monkeypatch):
