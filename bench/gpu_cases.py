@@ -75,6 +75,9 @@ SMOKE = (
     # 3 + 3 numbers stand before the weights: an address that is no multiple of 16 bytes, unless somebody pads
     *(Smoke("lstm", kernel, "float32", I=3, H=32, norm=True) for kernel in ("block", "grid")),
     Smoke("lstm", "grid_mma", "bfloat16", B=40, H=384, ragged=True, norm=True),
+    # clusters of thread blocks, of which a rehearsal has none
+    Smoke("lstm", "cluster", "bfloat16", H=256, bidirectional=True),
+    Smoke("gru", "cluster", "float32", "tf32", H=384, ragged=True),
 )
 
 
