@@ -78,6 +78,9 @@ SMOKE = (
     # as three bfloat16 numbers each
     Smoke("lstm", "grid_mma", "float32", B=16, H=768, ragged=True),
     Smoke("lstm", "block_mma", "float32", H=32, I=20, bidirectional=True),
+    # clusters of thread blocks, of which a rehearsal has none
+    Smoke("lstm", "cluster", "bfloat16", H=256, bidirectional=True),
+    Smoke("gru", "cluster", "float32", "tf32", H=384, ragged=True),
 )
 
 

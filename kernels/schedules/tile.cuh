@@ -1,4 +1,5 @@
-// What schedules without tensor cores share: a thread's recurrent weights, and its position in a tile of sequences.
+// What schedules without tensor cores share: a thread's recurrent weights; and, of others too, its position in a tile of
+// sequences.
 
 #include "words.cuh"
 
@@ -174,13 +175,24 @@ struct Weights {
     DEVICE static float pick(float4 x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
 };
 
+// ---- a thread with one unit, as LanePosition in block_mma.cu has two
+
+struct OneUnit {
+    static constexpr int units = 1;
+    template <typename T> using Stored = T;
+    DEVICE static constexpr bool has(int, int) { return true; }
+    template <typename T> DEVICE static T load(const T* from, int) { return *from; }
+    template <typename T> DEVICE static float number(T stored, int, T) { return float(stored); }
+    template <typename T> DEVICE static T stored(const float (&x)[1], T) { return T(x[0]); }
+    template <typename T> DEVICE static void store(T* to, T stored, int) { *to = stored; }
+};
+
 // ---- a thread's position: unit j, slice s, and the sequences of the tile that it owns, r = s, s + S, ...
 
 template <int HP, int S, int R>
-struct TilePosition {
-    static constexpr int rows = R, slices = S, per_thread = (R + S - 1) / S, units = 1;
+struct TilePosition : OneUnit {
+    static constexpr int rows = R, slices = S, per_thread = (R + S - 1) / S;
     static constexpr int warps = HP / 32, apart = 1, working = HP / 32 * (R < S ? R : S);  // as means.cuh has them
-    template <typename T> using Stored = T;
     int j, s, d, count, longest;
     bool reversed;
     int sequence[per_thread];  // index in the batch, or -1
@@ -210,11 +222,4 @@ struct TilePosition {
             length[k] = !valid ? 0 : lengths ? lengths[sequence[k]] : T_;
         }
     }
-
-    // As LanePosition in block_mma.cu, for one unit.
-    DEVICE static constexpr bool has(int, int) { return true; }
-    template <typename T> DEVICE static T load(const T* from, int) { return *from; }
-    template <typename T> DEVICE static float number(T stored, int, T) { return float(stored); }
-    template <typename T> DEVICE static T stored(const float (&x)[1], T) { return T(x[0]); }
-    template <typename T> DEVICE static void store(T* to, T stored, int) { *to = stored; }
 };

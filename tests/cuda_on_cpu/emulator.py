@@ -54,6 +54,7 @@ class _Launch(ctypes.Structure):
         ("preemption", ctypes.c_double),
         ("tensor_block", ctypes.c_int32),
         ("tensor_bits", ctypes.c_int32),
+        ("asynchronous", ctypes.c_uint32),
         ("gaps", ctypes.POINTER(ctypes.c_uint32)),
         ("gap_count", ctypes.c_uint32),
     ]
@@ -181,7 +182,7 @@ class Kernel:
         how = _Launch(
             grid, block, info.cluster, shared_mem, info.shared + shared_mem, info.window + shared_mem,
             cooperative, POLICIES.index(emulator.policy), emulator.residency, emulator.seed, 2_000_000_000,
-            emulator.preemption if emulator.policy == "random" else 0.0, *emulator.cut,
+            emulator.preemption if emulator.policy == "random" else 0.0, *emulator.cut, info.asynchronous,
             (ctypes.c_uint32 * len(gaps))(*gaps), len(gaps) // 2,
         )  # fmt: skip
         error = ctypes.create_string_buffer(2048)

@@ -206,6 +206,23 @@ def cluster_sum(emu, edits=(), *, rows=2, n=300):
     return to_numpy(y), expected, bound(reference(x), expected, np.float32)
 
 
+def cluster_push(emu, edits=(), *, rows=2, steps=5):
+    """Numbers that go round by asynchronous stores; a cluster per row. sm_90 and later."""
+    x = uniform(np.random.default_rng(0), rows, 4).astype(np.float32)
+
+    def reference(x):
+        weights = np.arange(2, 6).astype(x.dtype)
+        for step in range(steps):
+            x = np.repeat((x @ weights + 4 * step)[:, None] / 16, 4, axis=1).astype(x.dtype)
+        return x
+
+    kernel = emu.load(source("cluster_push.cu", edits), name="cluster_push", file="cluster_push.cu")
+    y = emu.empty((rows, 4), np.float32, "y")
+    kernel((4 * rows,), (32,), (np.int32(steps), emu.array(x, "x"), y))
+    expected = reference(x.astype(np.float64))
+    return to_numpy(y), expected, bound(reference(x), expected, np.float32)
+
+
 # ---------------------------------------------------------------- matrices
 
 
@@ -343,6 +360,8 @@ CASES = [
     (mma_tile, 80, {"dtype": "__nv_bfloat16", "ldmatrix": True, "M": 16, "N": 8, "K": 16}),
     (cluster_sum, 90, {}),
     (cluster_sum, 90, {"rows": 1, "n": 1}),
+    (cluster_push, 90, {}),
+    (cluster_push, 90, {"rows": 1, "steps": 1}),
     (async_copy, 80, {}),
     (async_copy, 80, {"M": 1, "K": 1}),
     (async_copy, 80, {"M": 17, "K": 33}),

@@ -93,6 +93,7 @@ extern "C" [[noreturn]] void fail(const char* what, uint32_t line) { stop("%s at
 struct Access {
     uint32_t clock, thread, line;
     uint8_t atomic, scope, initialised;  // initialised of Cell::write: 0, 1, or GAP: between two variables
+    uint8_t async;                       // by an asynchronous store of the thread
 };
 static const uint8_t GAP = 2;
 struct Cell {  // the history of `granule` bytes
@@ -204,11 +205,19 @@ extern "C" int emulator_knows(uint64_t address, uint64_t bytes) {
 }
 
 // ---- vector clocks
+//
+// A kernel without asynchronous stores has one number for each thread: what it had done. With them there are four:
+//
+//     DONE          what it had done, as seen by whoever is ordered after it
+//     ARRIVED       which of its asynchronous stores have arrived, likewise
+//     READ          which of its reads came before, as nothing can be written that depends on what was not read yet
+//     OVERWRITABLE  which of its asynchronous stores had been waited for, likewise
 
-static uint32_t grid_threads;
+static uint32_t grid_threads, stride;  // stride: numbers for each thread
+enum { DONE, ARRIVED, READ, OVERWRITABLE, KINDS_OF_TIME };
 
 static void widen(Clock& clock, uint32_t low, uint32_t high) {
-    if (!clock.at) clock.at = (uint32_t*)calloc(grid_threads, 4);
+    if (!clock.at) clock.at = (uint32_t*)calloc(grid_threads * stride, 4);
     if (clock.low == clock.high) {
         clock.low = low, clock.high = high;
     } else {
@@ -228,10 +237,10 @@ static void drop(Clock& clock) {
     free(clock.at);
     clock = Clock();
 }
-static uint32_t now(const Thread* t) { return t->clock.at[t->index]; }
+static uint32_t now(const Thread* t) { return t->clock.at[t->index * stride]; }
 static uint32_t highest_clock;
 static void tick(Thread* t) {  // after a release: what comes later is not covered by it
-    highest_clock = std::max(highest_clock, ++t->clock.at[t->index]);
+    highest_clock = std::max(highest_clock, ++t->clock.at[t->index * stride]);
 }
 
 // ---- fibers
@@ -372,9 +381,14 @@ static bool covers(uint8_t scope, const Thread* a, uint32_t other_index) {
     return false;
 }
 
-static bool ordered(const Access& before) {
-    return before.clock < clock_base || before.thread == current->index ||
-           before.clock - clock_base <= current->clock.at[before.thread];
+// Whether the current thread comes after an access. overwrites: it does where it only writes.
+static bool ordered(const Access& before, bool overwrites = false, bool was_read = false) {
+    if (before.clock < clock_base || (before.thread == current->index && !before.async)) return true;
+    const uint32_t* known = current->clock.at + before.thread * stride;
+    const uint32_t clock = before.clock - clock_base;
+    if (clock <= known[before.async ? ARRIVED : DONE]) return true;
+    if (!overwrites || stride == 1) return false;
+    return before.async ? clock <= known[OVERWRITABLE] : was_read && clock <= known[READ];
 }
 
 [[noreturn]] static void race(const Region& region, uint64_t offset, const Access& before, bool wrote, bool writes, bool atomic,
@@ -386,17 +400,19 @@ static bool ordered(const Access& before) {
          KINDS[wrote + 2 * before.atomic], before.line, before.thread / per_block, before.thread % per_block, narrow);
 }
 
+static bool issuing;  // an asynchronous store is checked: nobody may read its target until it has arrived
+
 // The history of one access: checks it against what came before and enters it.
 static void enter(Region& region, uint64_t offset, uint32_t bytes, bool reads, bool writes, bool atomic, Scope scope,
                   uint32_t line) {
     uint32_t granule = region.granule;
     while (offset % granule || bytes % granule) granule /= 2;
     if (granule < region.granule) refine(region, granule);
-    const Access here = {clock_base + now(current), current->index, line, atomic, (uint8_t)scope, 1};
+    const Access here = {clock_base + now(current), current->index, line, atomic, (uint8_t)scope, !issuing, issuing};
     for (uint64_t k = offset / granule; k < (offset + bytes) / granule; k++) {
         Cell& cell = region.cells[k];
-        const auto clashes = [&](const Access& before) {
-            if (ordered(before)) return false;
+        const auto clashes = [&](const Access& before, bool was_read) {
+            if (ordered(before, !reads, was_read)) return false;
             if (!before.atomic || !atomic) return true;
             const uint32_t per_block = launch.block[0] * launch.block[1] * launch.block[2];
             return !covers(scope, current, before.thread) ||
@@ -409,10 +425,10 @@ static void enter(Region& region, uint64_t offset, uint32_t bytes, bool reads, b
         if (reads && !cell.write.initialised)
             stop("uninitialised: read of %s at byte %llu of %llu at @%u@%s", region.name.c_str(), (unsigned long long)(k * granule),
                  (unsigned long long)region.bytes, line, whom().c_str());
-        if (clashes(cell.write)) race(region, k * granule, cell.write, true, writes, atomic, line);
+        if (clashes(cell.write, false)) race(region, k * granule, cell.write, true, writes, atomic, line);
         if (writes) {
             for (Access& read : cell.read)
-                if (clashes(read)) race(region, k * granule, read, false, true, atomic, line);
+                if (clashes(read, true)) race(region, k * granule, read, false, true, atomic, line);
             cell.write = here;
             cell.read[0] = cell.read[1] = Access();
         } else {
@@ -982,6 +998,201 @@ extern "C" void copy_wait(int newest, uint32_t) {
     copies.erase(copies.begin(), copies.begin() + done);
 }
 
+// ---- mbarriers and asynchronous stores (PTX ISA, mbarrier and st.async)
+//
+// A phase of an mbarrier ends when nobody is missing and as many bytes have arrived as were expected; bytes may arrive
+// before they are expected. Waiting for a parity is waiting for the latest phase of this parity to be over, so nobody may
+// fall behind by two phases.
+
+struct Mbarrier {
+    uint32_t expected, missing, phase;
+    int64_t bytes;
+    Block* block;
+    Clock gathering[2], done[2];  // of this phase and the one before: by this block's threads, by others
+};
+static std::unordered_map<uint64_t, Mbarrier> mbarriers;
+static const int64_t MOST = (1 << 20) - 1;  // arrivals, and bytes under way
+
+static void forget_mbarrier(Mbarrier& barrier) {
+    for (int k = 0; k < 2; k++) drop(barrier.gathering[k]), drop(barrier.done[k]);
+}
+
+static Mbarrier& mbarrier_at(uint64_t& address, uint32_t line) {
+    Block* block = owner(address, line);
+    address += (uint64_t)block->window;
+    resolve(address, 8, true, false, true, cluster, line);
+    const auto found = mbarriers.find(address);
+    if (found == mbarriers.end()) stop("mbarrier: there is none, it was not initialised or is invalid, at @%u@%s", line, whom().c_str());
+    return found->second;
+}
+
+static void end_phase(Mbarrier& barrier) {
+    if (barrier.missing || barrier.bytes) return;
+    barrier.missing = barrier.expected;
+    barrier.phase++;
+    for (int k = 0; k < 2; k++) {
+        drop(barrier.done[k]);
+        barrier.done[k] = barrier.gathering[k];
+        barrier.gathering[k] = Clock();
+    }
+    progress();
+}
+
+extern "C" void mbarrier_init(uint64_t address, uint32_t count, uint32_t line) {
+    uint8_t* p = touch_shared(address, 8, true, line);
+    if (count < 1 || count > MOST) stop("mbarrier: initialised for %u arrivals at @%u@%s", count, line, whom().c_str());
+    if (mbarriers.count((uint64_t)p)) stop("mbarrier: initialised twice at @%u@%s", line, whom().c_str());
+    mbarriers[(uint64_t)p] = Mbarrier{count, count, 0, 0, owner(address, line), {}, {}};
+}
+
+extern "C" void mbarrier_invalidate(uint64_t address, uint32_t line) {
+    Mbarrier& barrier = mbarrier_at(address, line);
+    touch(address, 8, true, line);
+    forget_mbarrier(barrier);
+    mbarriers.erase(address);
+}
+
+static void add_bytes(Mbarrier& barrier, int64_t more, uint32_t line) {
+    barrier.bytes += more;
+    if (barrier.bytes > MOST || barrier.bytes < -MOST)
+        stop("mbarrier: %lld bytes under way, more than it can count, at @%u@%s", (long long)barrier.bytes, line, whom().c_str());
+}
+
+extern "C" void mbarrier_arrive(uint64_t address, uint32_t count, uint32_t bytes, bool releases, Scope scope, uint32_t line) {
+    if (CHECKED) maybe_preempt();
+    Mbarrier& barrier = mbarrier_at(address, line);
+    if (count > barrier.missing)
+        stop("mbarrier: %u arrivals where %u are missing at @%u@%s", count, barrier.missing, line, whom().c_str());
+    add_bytes(barrier, bytes, line);
+    const bool other = current->block != barrier.block;
+    if (CHECKED && releases && (!other || scope != cta)) {
+        join(barrier.gathering[other], current->clock);
+        tick(current);
+    }
+    barrier.missing -= count;
+    progress();
+    end_phase(barrier);
+}
+
+extern "C" void mbarrier_bytes(uint64_t address, int64_t more, uint32_t line) {
+    if (CHECKED) maybe_preempt();
+    Mbarrier& barrier = mbarrier_at(address, line);
+    add_bytes(barrier, more, line);
+    progress();
+    end_phase(barrier);
+}
+
+extern "C" bool mbarrier_wait(uint64_t address, uint32_t parity, bool acquires, Scope scope, uint32_t line) {
+    spin_yield(line);
+    Mbarrier& barrier = mbarrier_at(address, line);
+    if (barrier.block != current->block) stop("mbarrier: a wait for that of another block at @%u@%s", line, whom().c_str());
+    if ((barrier.phase & 1) == (parity & 1)) return false;
+    if (CHECKED) {
+        join(acquires ? current->clock : current->pending[cta], barrier.done[0]);
+        if (scope != cta) join(acquires ? current->clock : current->pending[cluster], barrier.done[1]);
+    }
+    return true;
+}
+
+// fence.acquire.sync_restrict::shared::cluster.cluster, behind a wait that does not acquire. It orders accesses to shared
+// memory alone; here those of asynchronous stores, which go nowhere else.
+extern "C" void fence_shared() {
+    if (!CHECKED) return;
+    for (int s = cta; s <= cluster; s++) {
+        const Clock& known = current->pending[s];
+        if (known.low == known.high) continue;
+        widen(current->clock, known.low, known.high);
+        for (uint32_t k = known.low; k < known.high; k++)
+            if (stride > 1 && k % stride != DONE) current->clock.at[k] = std::max(current->clock.at[k], known.at[k]);
+    }
+}
+
+// An asynchronous store is checked when it is issued and arrives later, between any two steps of the threads. Its arrival
+// releases its own bytes and nothing that its thread did before (PTX ISA, asynchronous operations). But what the thread
+// had read by then was read before: the store could not depend on it otherwise.
+struct Store {
+    uint64_t to, barrier;
+    uint32_t bytes, line, thread, clock;
+    bool other;  // by another block than the barrier's
+    uint8_t data[16];
+};
+static std::deque<Store> in_flight;
+
+extern "C" void store_async(uint64_t to, uint32_t bytes, const uint8_t* data, uint64_t barrier_address, uint32_t line) {
+    if (CHECKED) maybe_preempt();
+    Block* target = owner(to, line);
+    to += (uint64_t)target->window;
+    if (to + bytes > (uint64_t)target->window + launch.window)
+        stop("out of bounds: %u bytes behind the shared memory of its target at @%u@%s", bytes, line, whom().c_str());
+    Mbarrier& barrier = mbarrier_at(barrier_address, line);
+    if (barrier.block != target) stop("mbarrier: that of another block than the target's at @%u@%s", line, whom().c_str());
+    issuing = true;
+    resolve(to, bytes, false, true, false, cta, line);
+    issuing = false;
+    Store store = {to, barrier_address, bytes, line, current->index, 0, current->block != target, {}};
+    memcpy(store.data, data, bytes);
+    if (CHECKED) {
+        store.clock = now(current);
+        const Clock& known = current->clock;
+        Clock& gathering = barrier.gathering[store.other];
+        widen(gathering, known.low, known.high);
+        for (uint32_t k = known.low; k < known.high; k += stride) {
+            uint32_t* into = gathering.at + k;
+            into[READ] = std::max({into[READ], known.at[k + DONE], known.at[k + READ]});
+            into[OVERWRITABLE] = std::max({into[OVERWRITABLE], known.at[k + ARRIVED], known.at[k + OVERWRITABLE]});
+        }
+        tick(current);
+    }
+    in_flight.push_back(store);
+    progress();
+}
+
+// One of them arrives. The scheduler calls this, so there is no thread to leave: an error ends the launch.
+static void arrive(size_t number) {
+    const Store store = in_flight[number];
+    in_flight.erase(in_flight.begin() + number);
+    progress();
+    const Region* region = region_of(store.to);
+    const auto found = mbarriers.find(store.barrier);
+    const uint32_t per_block = launch.block[0] * launch.block[1] * launch.block[2];
+    const char* wrong = !region || !region->alive ? "dead shared memory: it arrives in a block that has exited"
+                        : found == mbarriers.end() ? "mbarrier: it arrives at one that is invalid"
+                                                   : nullptr;
+    if (!wrong && (found->second.bytes -= store.bytes) < -MOST) wrong = "mbarrier: more bytes than it can count";
+    if (wrong) {
+        snprintf(error_text, sizeof error_text, "%s: the asynchronous store at @%u@ by block %u, thread %u", wrong, store.line,
+                 store.thread / per_block, store.thread % per_block);
+        failed = true;
+        return;
+    }
+    memcpy((void*)store.to, store.data, store.bytes);
+    Mbarrier& barrier = found->second;
+    if (CHECKED) {
+        const uint64_t first = store.to - region->address;
+        for (uint64_t k = first / region->granule; k * region->granule < first + store.bytes; k++) {
+            Access& write = region->cells[k].write;
+            if (write.async && write.thread == store.thread && write.clock == clock_base + store.clock) write.initialised = 1;
+        }
+        Clock& gathering = barrier.gathering[store.other];
+        widen(gathering, store.thread * stride, (store.thread + 1) * stride);
+        uint32_t& arrived = gathering.at[store.thread * stride + ARRIVED];
+        arrived = std::max(arrived, store.clock);
+    }
+    end_phase(barrier);
+}
+
+// Between two steps: in ascending order all of them, the oldest first; in descending order the newest; in random order
+// perhaps one. Where no thread can run, one must.
+static void some_arrive() {
+    if (in_flight.empty()) return;
+    if (launch.policy == 0)
+        while (!in_flight.empty() && !failed) arrive(0);
+    else if (launch.policy == 1)
+        arrive(in_flight.size() - 1);
+    else if (ready.empty() || random_bits() % 4 == 0)
+        arrive(random_bits() % in_flight.size());
+}
+
 // ---- printf and assert
 
 static std::string printed;
@@ -1038,6 +1249,13 @@ static void thread_ends() {
     if (block->live == 0) {
         block->finished = true;
         region_of((uint64_t)block->window)->alive = false;
+        for (auto at = mbarriers.begin(); at != mbarriers.end();)
+            if (at->second.block == block) {
+                forget_mbarrier(at->second);
+                at = mbarriers.erase(at);
+            } else {
+                ++at;
+            }
         bool left = false;
         for (Block* peer : block->in->blocks) left |= !peer->finished;
         if (!left) clusters_alive--;
@@ -1113,7 +1331,7 @@ static uint32_t start_cluster(uint32_t number) {  // returns 1 where memory ran 
             block->threads.push_back(t);
             created.push_back(t);
             if (CHECKED) {
-                widen(t->clock, t->index, t->index + 1);
+                widen(t->clock, t->index * stride, (t->index + 1) * stride);
                 tick(t);
             }
         }
@@ -1134,6 +1352,9 @@ static void end_launch() {
         for (Clock& clock : cluster->published) drop(clock);
         delete cluster;
     }
+    for (auto& barrier : mbarriers) forget_mbarrier(barrier.second);
+    mbarriers.clear();
+    in_flight.clear();
     for (auto& location : locations) forget_publications(location.second);
     locations.clear();
     drop(all);  // its size is the grid's
@@ -1191,7 +1412,7 @@ extern "C" int emulator_launch(Entry function, uint8_t* params, const Launch* ho
     launch = *how;
     entry = function;
     parameters = params;
-    failed = in_collective = false;
+    failed = in_collective = issuing = false;
     printed.clear();
     idle_spins = 0;
     steps_left = launch.steps;
@@ -1200,6 +1421,7 @@ extern "C" int emulator_launch(Entry function, uint8_t* params, const Launch* ho
     clusters_alive = 0;
     const uint32_t blocks = launch.grid[0] * launch.grid[1] * launch.grid[2];
     grid_threads = blocks * launch.block[0] * launch.block[1] * launch.block[2];
+    stride = launch.asynchronous ? KINDS_OF_TIME : 1;
     std::vector<uint32_t> order(blocks / (launch.cluster[0] * launch.cluster[1] * launch.cluster[2]));
     for (uint32_t k = 0; k < order.size(); k++) order[k] = k;
     if (launch.policy == 1) std::reverse(order.begin(), order.end());
@@ -1219,8 +1441,10 @@ extern "C" int emulator_launch(Entry function, uint8_t* params, const Launch* ho
                 break;
             }
         }
+        if (!failed) some_arrive();
         if (failed) break;
         if (ready.empty()) {
+            if (!in_flight.empty()) continue;
             if (next == order.size() && clusters_alive == 0) break;
             if (clusters_alive < residency && next < order.size()) continue;
             report_deadlock();

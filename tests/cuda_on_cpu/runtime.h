@@ -76,6 +76,7 @@ struct Launch {
     uint64_t seed, steps;                     // steps: backward jumps before a launch counts as endless
     double preemption;
     int32_t tensor_block, tensor_bits;  // how mma adds, see add_products
+    uint32_t asynchronous;  // whether the kernel has asynchronous stores
     const uint32_t* gaps;  // (from, to) offsets in the window between its variables
     uint32_t gap_count;
 };
@@ -108,6 +109,13 @@ void warp_collective(Collective, const char* name, uint32_t mask, uint32_t line)
 void copy_async(uint64_t to, uint64_t from, uint32_t bytes, uint32_t used, uint32_t line);
 void copy_commit();
 void copy_wait(int newest, uint32_t line);
+void mbarrier_init(uint64_t address, uint32_t count, uint32_t line);
+void mbarrier_invalidate(uint64_t address, uint32_t line);
+void mbarrier_arrive(uint64_t address, uint32_t count, uint32_t expected_bytes, bool releases, Scope, uint32_t line);
+void mbarrier_bytes(uint64_t address, int64_t more, uint32_t line);
+void fence_shared();
+bool mbarrier_wait(uint64_t address, uint32_t parity, bool acquires, Scope, uint32_t line);
+void store_async(uint64_t to, uint32_t bytes, const uint8_t* data, uint64_t barrier, uint32_t line);
 void print(uint8_t* format, uint8_t* arguments, uint8_t* result);
 [[noreturn]] void assert_fail(uint8_t* message, uint8_t* file, uint8_t* line, uint8_t* function, uint8_t* size, uint32_t at);
 [[noreturn]] void leave();

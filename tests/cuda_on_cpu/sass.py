@@ -82,13 +82,15 @@ def products(instructions):
 
 def time_loop(instructions, jumps):
     """The smallest loop with a barrier, most of the products and a poll, if there are polls: its instructions, and of
-    the loops within it where they begin and end.
+    the loops within it where they begin and end. An mbarrier is a barrier, and a wait there a poll.
 
-    Of a loop that polls again what was loaded before it, only the check counts, or nothing where a jump leads over it: as
-    if everything had arrived.
+    Of a loop that polls again what was loaded before it, only the check counts, or nothing where a jump leads over it;
+    of one that waits at an mbarrier the first wait: as if everything had arrived.
     """
     back = [(to, at) for at, to in jumps if to <= at]
-    loops = [(to, at) for to, at in back if any(one.op.startswith("BAR") for one in instructions[to : at + 1])]
+    loops = [
+        (to, at) for to, at in back if any(one.op.startswith(("BAR", "SYNCS")) for one in instructions[to : at + 1])
+    ]
     if any(map(_is_poll, instructions)):
         loops = [(to, at) for to, at in loops if any(map(_is_poll, instructions[to : at + 1]))]
     most = max(products(instructions[to : at + 1]) for to, at in loops)
@@ -101,8 +103,12 @@ def time_loop(instructions, jumps):
         ways_out = sorted(leaves for leaves, target in jumps if to <= leaves <= at < target)
         if polls and ways_out and ways_out[0] < polls[0] and any(map(_is_poll, instructions[start:to])):
             dropped.update(range(ways_out[0] + 1, at + 1))
-            over = [(a, b) for a, b in jumps if start <= a < to and at < b <= end and not _is_more(instructions[a + 1 : b])]
+            over = [
+                (a, b) for a, b in jumps if start <= a < to and at < b <= end and not _is_more(instructions[a + 1 : b])
+            ]
             dropped.update(*(range(a + 1, b) for a, b in over if not any(map(_is_poll, instructions[a + 1 : to]))))
+        elif polls and ways_out and instructions[polls[0]].op.startswith("SYNCS"):
+            dropped.update(range(ways_out[0] + 1, at + 1))
     places, body = {}, []
     for k in range(start, end + 1):
         places[k] = len(body)
@@ -113,11 +119,18 @@ def time_loop(instructions, jumps):
 
 def _is_more(instructions):
     """Whether there is more than another poll in these."""
-    return products(instructions) or any(one.op.startswith(("BAR", "ST")) and "SYS" not in one.op for one in instructions)
+    return products(instructions) or any(
+        one.op.startswith(("BAR", "ST")) and "SYS" not in one.op for one in instructions
+    )
 
 
 def _is_poll(one):
-    return one.op.startswith("LD") and ".STRONG.GPU" in one.op
+    waits = one.op.startswith("SYNCS.PHASECHK") and one.op.endswith("TRYWAIT")
+    return waits or (one.op.startswith("LD") and ".STRONG.GPU" in one.op)
+
+
+def _is_sent(one):
+    return one.op.startswith("STAS") or (one.op.startswith("ST") and ".STRONG.GPU" in one.op)
 
 
 @dataclass(frozen=True)
@@ -133,7 +146,8 @@ class Timing:
 def timing(body, hop=0):
     """``Timing`` of a loop's second turn, all branches as if nothing were jumped over.
 
-    hop: cycles from a store to another thread block's words until a load sees it; both say STRONG. A poll behind n stores
+    hop: cycles from a store to another thread block's words until a load sees it, both say STRONG; or from an
+    asynchronous store until a wait at an mbarrier ends. A poll behind n stores
     of its turn is for the n-th of the turn before: a kernel with two tiles sends twice in a turn.
     """
     time, sends, ready = 0, [], [0] * 6
@@ -147,7 +161,7 @@ def timing(body, hop=0):
             if _is_poll(one):
                 sending = False
                 done = max([done, *(sent + hop for sent in (before + sends)[len(sends) : len(sends) + 1])])
-            if one.op.startswith("ST") and ".STRONG.GPU" in one.op and not sending:
+            if _is_sent(one) and not sending:
                 sending = True
                 sends.append(time)  # the first store counts: later ones empty old words, once in 16 timesteps
             for scoreboard in one.sets:

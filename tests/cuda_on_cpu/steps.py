@@ -1,4 +1,4 @@
-"""What the machine code of the schedules block and grid says about a timestep on an H200: a table, an ESTIMATE.
+"""What the machine code of the schedules block, grid and cluster says about a timestep on an H200: an ESTIMATE.
 
     pip install nvidia-cuda-nvdisasm
     PYTHONPATH=tests python -m cuda_on_cpu.steps --save steps.json > steps.md
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.launch import kernel_of
+from gpurnn.backends.cuda.schedules.constants import CLUSTER_BYTES, CLUSTER_HOP
 from gpurnn.backends.sources import kernel_source
 from gpurnn.cells import CELLS
 from gpurnn.dtypes import ITEMSIZE
@@ -61,7 +62,7 @@ def estimate(problem, candidate):
     name = program.lowered[expression]
     resources = parse_log(program.log)[name]
     body, inner = sass.time_loop(*sass.instructions(sass.nvdisasm(program.cubin), name))
-    timing = sass.timing(body, round(HOP * CLOCK))
+    timing = sass.timing(body, round(_hop(problem, candidate)))
     loops = [body[begin:end] for begin, end in inner]
     count = len(body) + sum((_turns(problem, candidate, loop) - 1) * len(loop) for loop in loops)
     warps = -(-candidate.threads // 128)  # of each of the 4 parts of a multiprocessor
@@ -81,11 +82,22 @@ def estimate(problem, candidate):
 
 def exchanged(problem, candidate):
     """Bytes that a thread block receives from others in a timestep."""
+    if candidate.schedule == "cluster":
+        C, warps, _, R = candidate.numbers
+        units = C * warps * (4 if problem.products > 2 else 8)
+        return units * R * (4 if problem.backward else ITEMSIZE[problem.dtype])
     if candidate.schedule != "grid":
         return 0
     size = 8 if candidate.kernel == "grid" else ITEMSIZE[problem.dtype]
     parts = problem.products if candidate.kernel == "grid_mma" and problem.backward else 1
     return candidate.rows * problem.H * size * parts
+
+
+def _hop(problem, candidate):
+    """Cycles from what a thread block sends until others have it, of a cluster with all bytes."""
+    if candidate.schedule == "cluster":
+        return CLUSTER_HOP + exchanged(problem, candidate) / CLUSTER_BYTES
+    return HOP * CLOCK
 
 
 def _turns(problem, candidate, loop):
@@ -105,9 +117,10 @@ kernel is the one that the cost model would choose of its schedule{before}.
 
 instructions: of a warp in a timestep, all branches counted, so at most. waits: how many of them wait for the result of
 an earlier one that takes longer than the instructions between; waited: the cycles of that, with published latencies and
-{hop:.2f} us for a number from another thread block. cycles: of a timestep, the longer of that warp's and of what all
-warps issue; of a kernel that has two tiles at once those of both. bytes: that a thread block receives in it. us: at
-{clock:.2f} GHz, times the tiles that a group has one after another. model: what the cost model says.
+{hop:.2f} us for a number from another thread block, within a cluster {near} cycles and its bytes. cycles: of a
+timestep, the longer of that warp's and of what all warps issue; of a kernel that has two tiles at once those of both.
+bytes: that a thread block receives in it. us: at {clock:.2f} GHz, times the tiles that a group has one after another.
+model: what the cost model says.
 
 | case | kernel | {columns} | model us |
 |---|---|{lines}---:|"""
@@ -115,7 +128,7 @@ warps issue; of a kernel that has two tiles at once those of both. bytes: that a
 
 def print_table(rows, before, to=print):
     to(HEAD.format(
-        version=".".join(map(str, nvrtc.version())), hop=HOP * 1e6, clock=CLOCK / 1e9,
+        version=".".join(map(str, nvrtc.version())), hop=HOP * 1e6, near=CLUSTER_HOP, clock=CLOCK / 1e9,
         columns=" | ".join(COLUMNS), lines="---:|" * len(COLUMNS),
         before="; before -> after a change, where a figure changed" if before else "",
     ))  # fmt: skip

@@ -22,6 +22,7 @@ class Kernel:
     max_threads: int = 1024
     shared: int = 0  # bytes of its static shared variables, without the gaps of the emulator
     window: int = 0  # bytes of the block's window, gaps included, up to where dynamic shared memory begins
+    asynchronous: bool = False  # whether it may have asynchronous stores
 
 
 @dataclass
@@ -540,6 +541,67 @@ def _(t, name, operands):
     return f"fence({'gpu' if scope == 'gl' else scope});"
 
 
+# ---- mbarriers and asynchronous stores
+
+_BARRIER = "shared{,::cta}.b64"
+
+
+@form(f"mbarrier.init.{_BARRIER}", f"mbarrier.inval.{_BARRIER}")
+def _(t, name, operands):
+    address = t.address(operands[0], "shared")
+    if ".inval" in name:
+        return f"mbarrier_invalidate({address}, {t.line});"
+    return f"mbarrier_init({address}, {t.read(operands[1], 'u32')}, {t.line});"
+
+
+@form(
+    f"mbarrier.arrive{{,.expect_tx}}{{,.release.cta,.release.cluster,.relaxed.cta,.relaxed.cluster}}.{_BARRIER}",
+    "mbarrier.arrive{,.expect_tx}.{release,relaxed}.cluster.shared::cluster.b64",
+)
+def _(t, name, operands):
+    if operands[0] != "_":
+        raise Refused(f"{name} with a state ({t.where()}): wait for a parity")
+    _, _, _, semantics, scope = _access(name)
+    last = t.read(operands[2], "u32") if len(operands) > 2 else None
+    count, expected = ("1", last) if ".expect_tx" in name else (last or "1", "0")
+    releases = "false" if semantics == "relaxed" else "true"
+    scope = scope if semantics else "cta"
+    return f"mbarrier_arrive({t.address(operands[1], 'shared')}, {count}, {expected}, {releases}, {scope}, {t.line});"
+
+
+@form("mbarrier.{expect_tx,complete_tx}.relaxed.{cta,cluster}.shared::{cta,cluster}.b64")
+def _(t, name, operands):
+    sign = "" if ".expect_tx" in name else "-"
+    return f"mbarrier_bytes({t.address(operands[0], 'shared')}, {sign}(int64_t){t.read(operands[1], 'u32')}, {t.line});"
+
+
+@form(
+    f"mbarrier.{{test_wait,try_wait}}.parity{{,.acquire.cta,.acquire.cluster,.relaxed.cta,.relaxed.cluster}}.{_BARRIER}"
+)
+def _(t, name, operands):
+    _, _, _, semantics, scope = _access(name)
+    acquires, scope = "false" if semantics == "relaxed" else "true", scope if semantics else "cta"
+    address, parity = t.address(operands[1], "shared"), t.read(operands[2], "u32")
+    return t.write(operands[0], f"mbarrier_wait({address}, {parity}, {acquires}, {scope}, {t.line})", "pred")
+
+
+@form("st.async{,.weak}.shared::cluster.mbarrier::complete_tx::bytes{,.v2,.v4}.{b32,u32,s32,f32,b64,u64,s64,f64}")
+def _(t, name, operands):
+    _, vector, kind, _, _ = _access(name)
+    sources = t.elements(operands[1]) if vector > 1 else [operands[1]]
+    lines = ["alignas(16) uint8_t data[16];"]
+    lines += [t.store(f"data + {k * BYTES[kind]}", source, kind) for k, source in enumerate(sources)]
+    to, barrier = t.address(operands[0], "shared"), t.address(operands[2], "shared")
+    return f"{{ {' '.join(lines)} store_async({to}, {vector * BYTES[kind]}, data, {barrier}, {t.line}); }}"
+
+
+@form("fence.mbarrier_init.release.cluster", "fence.acquire.sync_restrict::shared::cluster.cluster")
+def _(t, name, operands):
+    return (
+        "fence_shared();" if ".acquire" in name else ";"
+    )  # a release by a barrier of the cluster is asked for besides
+
+
 @form("cvta{,.to}.{global,local,const}.u64")
 def _(t, name, operands):
     return t.write(operands[0], t.read(operands[1], "u64"), "u64")
@@ -828,7 +890,7 @@ class Translator:
             offset = -(-offset // align) * align
             offsets.append((offset, size))
             offset += size
-        kernel = Kernel(name, offsets)
+        kernel = Kernel(name, offsets, asynchronous="st.async" in self.text)
         found = re.search(r"\.reqnctapercluster\s+([\d,\s]+)", head)
         if found:
             sizes = [int(n) for n in found[1].split(",")]

@@ -12,6 +12,9 @@ from . import cubins, cublas, nvrtc
 from .schedules.problem import Device
 
 COOPERATIVE = ("grid.cu", "grid_mma.cu")  # their kernels need all blocks to run at once
+CLUSTERED = ("cluster.cu",)  # theirs are in clusters along y, whose size is compiled in
+PORTABLE_CLUSTER = 8  # blocks of a cluster that every GPU with clusters takes; a kernel must opt in to more
+ALLOW_LARGE_CLUSTERS = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED (cuda.h)
 
 
 class CupyDevice:
@@ -109,7 +112,7 @@ class CupyDevice:
 
         Returns ``kernel(grid, block, args, shared_mem=0)``. Raises BackendError as ``compile`` does.
         """
-        cooperative = file in COOPERATIVE
+        cooperative, clustered = file in COOPERATIVE, file in CLUSTERED
         path, name, _ = self.compile(file, expression, struct)
         try:
             module = self.xp.RawModule(path=str(path), enable_cooperative_groups=cooperative)
@@ -117,15 +120,19 @@ class CupyDevice:
         except RuntimeError as error:  # CUDA's
             raise self._refused(file, expression, error) from error
         allowed = 48 * 1024  # bytes of dynamic shared memory; a kernel must opt in to more
+        large = False  # whether it has opted in to large clusters
 
         def run(grid, block, args, shared_mem=0, cooperative=cooperative):
-            nonlocal allowed
+            nonlocal allowed, large
             if shared_mem > allowed:
                 kernel.max_dynamic_shared_size_bytes = allowed = shared_mem
             try:
+                if clustered and grid[1] > PORTABLE_CLUSTER and not large:
+                    self.xp.cuda.driver.funcSetAttribute(kernel.kernel.ptr, ALLOW_LARGE_CLUSTERS, 1)
+                    large = True
                 kernel(grid, block, args, shared_mem=shared_mem)
             except (ValueError, RuntimeError) as error:  # CuPy's own check, or the driver's
-                if not cooperative:
+                if not (cooperative or clustered):
                     raise
                 raise BackendError(f"{expression}: {grid} blocks cannot run at once: {error}") from error
 

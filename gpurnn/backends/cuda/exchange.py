@@ -1,4 +1,4 @@
-"""Exchange: memory through which the thread blocks of schedule ``grid`` send one another numbers."""
+"""Exchange: what thread blocks need to wait for one another: words for numbers, and a flag that somebody gave up."""
 
 import threading
 
@@ -8,7 +8,8 @@ from ...errors import BackendError
 
 
 class Exchange:
-    """The memory through which the blocks of schedule ``grid`` send numbers, on one stream.
+    """The memory through which the blocks of schedule ``grid`` send numbers, on one stream. Those of ``cluster`` need
+    only ``watched``.
 
     kernels/schedules/exchange.cuh describes it. Everything that differs between two launches lies in device memory, so
     that a CUDA graph may hold a launch. Hold ``lock`` from ``take`` or ``empty`` until ``done``.
@@ -39,6 +40,10 @@ class Exchange:
             self.ring = self.xp.zeros(numbers, np.uint32)
         self.ring[:numbers] = 0xFFFFFFFF
         return self.patience, self.ring, self.failed
+
+    def watched(self):
+        """The last arguments of a kernel that needs no words."""
+        return self.patience, self.failed
 
     def _check_room(self, what):
         """Raise BackendError under capture: the memory must outlive the graph, and be zero before it runs."""

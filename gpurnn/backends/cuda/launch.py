@@ -52,7 +52,7 @@ def signature(file, kernel, types):
     Argument(name='T_', dtype='int32', pointer=False, optional=False, aligned=False)
     """
     text = kernel_path(file).read_text(encoding="utf-8")
-    head = rf"(?:template <((?:[^<>]|<[^<>]*>)*)>\s*)?__global__ void (?:__launch_bounds__\([^)]*\) )?{kernel}\("
+    head = rf"(?:template <((?:[^<>]|<[^<>]*>)*)>\s*)?__global__ void (?:__\w+__\([^)]*\) )*{kernel}\("
     found = re.search(head, text)
     if not found:
         raise KeyError(f"{file} has no kernel {kernel}")

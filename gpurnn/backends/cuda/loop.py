@@ -168,8 +168,8 @@ class Loop:
             try:
                 block()
             except BackendError as error:
-                _log.warning("schedule 'grid' is disabled in this process: %s", str(error))
-                self.ops.disable_cooperative()
+                _log.warning("schedule '%s' is disabled in this process: %s", schedule, str(error))
+                self.ops.disable(schedule)
                 step()
 
     def _forward_block(self):
@@ -378,17 +378,20 @@ class Loop:
         return f"{self.cell.name} T {self.T}, B {self.B}, H {self.H}, {self.dtype}{both}"
 
     def _launch_block(self, which, *args, marks):
-        """Launch the one kernel of a ``block`` or ``grid`` candidate for the whole sequence.
+        """Launch the one kernel of a ``block``, ``grid`` or ``cluster`` candidate for the whole sequence.
 
         marks: its last arguments.
         """
         first, options, words, epochs = self.plan.launches[which]
         launch, sizes = self.ops.kernels.launch, (self.T, self.B, self.H)
-        if not words:
+        if words is None:
             launch(*first, *sizes, *args, *marks, **options)
             return
         exchange = self.ops.exchange()
         with exchange.lock:  # no other launch comes between preparing the exchange and the kernel that uses it
-            args += exchange.empty(words) if epochs is None else exchange.take(words)
+            if not words:
+                args += exchange.watched()
+            else:
+                args += exchange.empty(words) if epochs is None else exchange.take(words)
             launch(*first, *sizes, *args, *marks, **options)
             exchange.done(epochs)

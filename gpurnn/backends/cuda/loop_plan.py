@@ -39,16 +39,16 @@ class LoopShape(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """The one launch of a ``block`` or ``grid`` candidate, for the whole sequence.
+    """The one launch of a ``block``, ``grid`` or ``cluster`` candidate, for the whole sequence.
 
     first: what ``Kernels.launch`` takes before the kernel's own arguments: file, kernel, types, grid, block. options:
-    what it takes by name. words: how many the kernel needs of an ``Exchange``. epochs: how many it needs with them, or
-    None where it needs empty words.
+    what it takes by name. words: how many the kernel needs of an ``Exchange``: 0 where its blocks wait for one another
+    without any, None where they do not wait. epochs: how many it needs with them, or None where it needs empty words.
     """
 
     first: tuple
     options: dict
-    words: int = 0
+    words: int | None = None
     epochs: int | None = None
 
 
@@ -107,8 +107,10 @@ class LoopPlan:
         types = (cell_type(self.cell), c_type(self.dtype), *block.types, *marked_types(self.shape.marked))
         tiles, options = -(-B // block.rows), {"shared": block.shared, "struct": self.cell.struct}
         where = f"{block.kernel}.cu", f"{block.kernel}_{which}", types
-        if block.schedule != "grid" or not tiles:
+        if block.schedule == "block" or not tiles:
             return Launch((*where, (tiles, block.parts, self.D), (block.threads,)), options)
+        if block.schedule == "cluster":
+            return Launch((*where, (self.D, block.blocks, block.groups), (block.threads,)), options, 0)
         # blocks go along y, where there are two or more: CuPy silently shrinks a grid that is 1 along y and z
         grid, options["cooperative"] = (self.D, block.blocks, block.groups), True
         epochs = -(-tiles // block.groups) * T if block.kernel == "grid" else None

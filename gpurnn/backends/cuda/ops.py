@@ -99,9 +99,10 @@ class CudaOps(Sums, Ops):
         self.pool.clear()
         self.device.free_memory()
 
-    def disable_cooperative(self):
-        """Choose no schedule any more whose thread blocks wait for one another."""
-        self.device.limits = replace(self.device.limits, cooperative=False)
+    def disable(self, *names):
+        """Choose these schedules, whose thread blocks wait for one another, no more: "grid", "cluster"."""
+        fields = {"grid": "cooperative", "cluster": "clusters"}
+        self.device.limits = replace(self.device.limits, **{fields[name]: False for name in names})
 
     def exchange(self):
         """The ``Exchange`` of the current stream."""
@@ -112,17 +113,17 @@ class CudaOps(Sums, Ops):
             return self.exchanges[queue]
 
     def raise_if_failed(self):
-        """Raise BackendError where schedule ``grid`` timed out, and disable it from then on."""
+        """Raise BackendError where schedule ``grid`` or ``cluster`` timed out, and disable both from then on."""
         with self._lock:
             timed_out = any(exchange.timed_out() for exchange in self.exchanges.values())
             if timed_out:
                 self.exchanges.clear()
         if timed_out:
-            self.disable_cooperative()
+            self.disable("grid", "cluster")
             raise BackendError(
-                "schedule 'grid' timed out waiting for another thread block, so results since the last synchronisation "
-                "are invalid. Another process may be using this GPU. 'grid' is now disabled in this process: run the "
-                "call again"
+                "schedule 'grid' or 'cluster' timed out waiting for another thread block, so results since the last "
+                "synchronisation are invalid. Another process may be using this GPU. Both are now disabled in this "
+                "process: run the call again"
             )
 
     def schedule(self, problem, wanted="auto"):

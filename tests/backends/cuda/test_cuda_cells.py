@@ -98,7 +98,7 @@ FUSED = [  # T, B, H, ragged, both directions
 SIXTEEN_BITS = dict(zip(FUSABLE, ("float16", "bfloat16") * len(FUSABLE), strict=False))
 
 
-@pytest.mark.parametrize("schedule", schedules.SCHEDULES[1:])
+@pytest.mark.parametrize("schedule", ["step", "block", "grid"])  # test_cuda_cluster.py has the other
 @pytest.mark.parametrize("kind", [gpurnn.LSTM, gpurnn.GRU])
 def test_heads(kind, schedule):
     """Heads are to a schedule what directions are."""
@@ -193,6 +193,22 @@ def test_grid_by_thirds(kind, only):
     compare(GRID[kind], cuda_ops(), "float32", 3, 5, 33, True, "grid", bidirectional=True)
 
 
+CLUSTER = "mixed", "zoneout and dropout", next(iter(INNER_FIRST))  # the others take minutes and show no more
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in CLUSTER else pytest.mark.slow) for kind in GRID]
+)
+def test_cluster(kind, only):
+    """Clusters of two thread blocks, which queue; weights in registers and in shared memory."""
+
+    def tile(problem, device):
+        return schedules.cluster_tile(problem, schedules.Device(90, 4, device.shared_bytes), 2, 4, 1)
+
+    only("cluster", tile)
+    compare(GRID[kind], cuda_ops(), SIXTEEN_BITS[kind], 3, 5, 19, True, "cluster")
+
+
 def test_who_cannot_serve_a_cell_says_why():
     """Schedules that refuse, and cells that run as array code."""
     device = schedules.Device(90, 132, 227 * 1024)
@@ -205,7 +221,8 @@ def test_who_cannot_serve_a_cell_says_why():
     assert found[0].schedule == "block" and found[-1].schedule == "step"
     plain = schedules.candidates(problem(option(gpurnn.LSTM)), device)[0][0]
     assert (found[0].seconds - plain.seconds) * device.clock > 4 * schedules.constants.MEANS  # four stages
-    assert list(refusals) == ["grid"] and "take 4 more exchanges of 0.65 us in every timestep" in refusals["grid"]
+    assert list(refusals) == ["grid", "cluster"] and "means over the units of a sequence" in refusals["cluster"]
+    assert "take 4 more exchanges of 0.65 us in every timestep" in refusals["grid"]
     long = LSTMStep(False)
     long.stages, long.locals = ((1,), (1,)), (400, 300)
     refusals = schedules.candidates(schedules.Problem(long, 64, 9, 1, 1, "float32", False, True), device)[1]
@@ -217,11 +234,12 @@ def test_who_cannot_serve_a_cell_says_why():
     assert "take 1 more exchange of" in refusals["grid"]
     for kind in ("mgu", "inner drawn", "drawn each", "weighted"):
         refusals = schedules.candidates(problem(TWO_PRODUCTS[kind]), device)[1]
-        assert all("second product" in refusals[name] for name in ("block", "grid"))
+        assert all("second product" in refusals[name] for name in ("block", "grid", "cluster"))
     found, refusals = schedules.candidates(problem(INNER_FIRST["dropout of a sequence"]), device)
-    assert not refusals and found[0].schedule == "block"
+    assert list(refusals) == ["cluster"] and found[0].schedule == "block"  # of float32
     found, refusals = schedules.candidates(problem(NO_PRODUCT["indrnn"]), device)
-    assert "multiplies nothing by it" in refusals["grid"] and {one.schedule for one in found} == {"step", "block"}
+    assert all("multiplies nothing by it" in refusals[name] for name in ("grid", "cluster"))
+    assert {one.schedule for one in found} == {"step", "block"}
     (block,) = (one for one in found if one.schedule == "block")
     assert block.parts == 2 and str(block) == "no recurrent weights, tiles of 4 sequences"
     ops = cuda_ops()

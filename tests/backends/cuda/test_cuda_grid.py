@@ -262,14 +262,18 @@ def test_it_is_the_schedule_that_runs_and_epochs_go_on(forced, monkeypatch):
 
 # A block that comes late to what the others have sent: slots that are used again too early are missed by it, and others
 # find what lay in its own before.
-_WAIT = "for (int polls = 0; !timed_out; polls++) {"
-LATE = (_WAIT, f"for (int k = 0; blockIdx.y == 1 && k < 60; k++) (void)*(volatile int*)failed;\n{_WAIT}")
+_WAIT = "for (int polls = 0; !timed_out; polls++) {", "channel.acquire();"
+_LATE = "for (int k = 0; blockIdx.y == 1 && k < 60; k++) (void)*(volatile int*)"
+LATE = {
+    64: (_WAIT[0], f"{_LATE}failed;\n{_WAIT[0]}"),
+    "mma": (_WAIT[1], f"{_LATE}channel.failed;\n{_WAIT[1]}"),
+}
 
 
 @pytest.mark.parametrize("threads", [64, "mma"])
 def test_streams_share_nothing_and_an_earlier_launch_is_not_taken_for_this_one(threads, forced, monkeypatch):
     forced(8, 2, threads)
-    ops = cuda_ops(edits=[LATE])
+    ops = cuda_ops(edits=[LATE[threads]])
     layer, _, exact = twins("rnn tanh", ops, "float16", H=19, schedule="grid")
     xs = [np.random.default_rng(k).normal(size=(2, 3, layer.input_size)) for k in range(3)]
 
@@ -398,7 +402,7 @@ def test_a_planted_error_is_seen(threads, mutation, forced, monkeypatch):
     case = (kind, "float32", 4) if threads == 64 else (kind, "float16", 7)
     monkeypatch.setattr(Exchange, "patience", 3000)
     assert kernel_source(file).count(old) == 1
-    edits = [LATE] if mutation in ("one slot", "sent after the last step") else []
+    edits = [LATE[threads]] if mutation in ("one slot", "sent after the last step") else []
     edits += [("TURNS = 16", "TURNS = 3")] * (threads == "mma")  # slots come back soon
     if (case, *edits) not in RIGHT:
         assert not list(errors(*case, edits=edits))

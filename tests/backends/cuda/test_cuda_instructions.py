@@ -111,7 +111,7 @@ def test_every_load():
 
 
 def test_every_store():
-    forms = [name for name in names("st") if not name.startswith("st.param") and not (".v4" in name and "64" in name)]
+    forms = [name for name in names("st") if not name.startswith(("st.param", "st.async"))]
     parts = chunks(forms)
     bodies = []
     for part in parts:
@@ -418,6 +418,109 @@ def test_cluster_barriers(arrive):
         )
         (result,) = execute([body], np.zeros(32, np.uint32), 16, threads=32)
         assert result.view(np.uint32).tolist() == list(range(31, -1, -1))
+
+
+# ---- mbarriers: at shared_memory; its third and fourth word are what asynchronous stores write
+
+WAITS = [name for name in names("mbarrier") if "_wait" in name]
+ARRIVALS = [name for name in names("mbarrier") if name.startswith("mbarrier.arrive")]
+PLAIN = "mbarrier.arrive.shared::cta.b64 _"
+
+
+def phases(steps, waits=WAITS):
+    """Whether the phases 0 and 1 are over at the beginning and after each step, as every form of a wait says."""
+    lines = ["mapa.shared::cluster.u64 %rd5, %rd2, 0;"]
+    for k, step in enumerate(("", *steps)):
+        lines.append(step)
+        for n, wait in enumerate(waits):
+            for parity in (0, 1):
+                lines.append(f"{wait} %p1, [%rd2], {parity}; selp.b64 %rd8, 1, 0, %p1;")
+                lines.append(f"st.global.b64 [%rd1+{8 * (2 * (k * len(waits) + n) + parity)}], %rd8;")
+    first = "mbarrier.init.shared.b64 [%rd2], 2;"
+    (result,) = execute([first + "\n".join(lines)], PATTERN, 2 * len(waits) * (len(steps) + 1))
+    found = result.reshape(len(steps) + 1, len(waits), 2).astype(int)
+    assert (found == found[:, :1]).all()
+    return found[:, 0].tolist()
+
+
+@pytest.mark.parametrize("name", ARRIVALS)
+def test_arrivals_at_an_mbarrier(name):
+    """Two of them end a phase, and the next one begins; bytes that are expected have to come, too."""
+    where = "[%rd5]" if name.endswith("::cluster.b64") else "[%rd2]"
+    running, over = [0, 1], [1, 0]
+    if ".expect_tx" in name:
+        steps = f"{name} _, {where}, 24;", f"{PLAIN}, [%rd2];"
+        complete = "mbarrier.complete_tx.relaxed.cta.shared::cta.b64 [%rd2], 24;"
+        assert phases((*steps, complete, *steps), WAITS[:1]) == [running, running, running, over, over, over]
+        assert phases((complete, *steps), WAITS[:1]) == [running, running, running, over]  # bytes may come first
+        return
+    one = f"{name} _, {where};"
+    assert phases((one, one, one, one)) == [running, running, over, over, running]
+    if "release" in name:
+        assert phases((f"{name} _, {where}, 2;",), WAITS[:1]) == [running, over]
+
+
+def test_bytes_of_an_mbarrier():
+    """They alone do not end a phase; arrivals alone do not while some are missing."""
+    both = f"{PLAIN}, [%rd2]; {PLAIN}, [%rd2];"
+    changes = [name for name in names("mbarrier") if name.startswith(("mbarrier.expect", "mbarrier.complete"))]
+    for expect in (name for name in changes if "expect" in name):
+        for complete in (name for name in changes if "complete" in name):
+            of = {name: "[%rd5]" if "::cluster." in name[-16:] else "[%rd2]" for name in (expect, complete)}
+            steps = (
+                f"{expect} {of[expect]}, 40;",
+                both,
+                f"{complete} {of[complete]}, 16;",
+                f"{complete} {of[complete]}, 24;",
+            )
+            assert phases(steps, WAITS[:1]) == [[0, 1], [0, 1], [0, 1], [0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize("name", [name for name in names("st") if name.startswith("st.async")])
+def test_asynchronous_stores(name):
+    count, kind = shape(name)
+    size = count * BYTES[kind]
+    lines = [f"ld.global.b64 %rd{8 + k}, [%rd0+{8 * k}]; cvt.u32.u64 %r{8 + k}, %rd{8 + k};" for k in range(4)]
+    registers = [f"%rd{8 + k}" if BYTES[kind] == 8 else f"%r{8 + k}" for k in range(count)]
+    lines += [
+        "mbarrier.init.shared::cta.b64 [%rd2], 1; mapa.shared::cluster.u64 %rd5, %rd2, 0;",
+        f"mbarrier.arrive.expect_tx.shared::cta.b64 _, [%rd2], {size};",
+        f"{name} [%rd5+16], {braces(registers)}, [%rd5];",
+        "again: mbarrier.try_wait.parity.shared::cta.b64 %p1, [%rd2], 0; @!%p1 bra again;",
+        *(f"ld.shared.b32 %r20, [%rd2+{16 + k}]; st.global.b32 [%rd1+{k}], %r20;" for k in range(0, size, 4)),
+        "mbarrier.inval.shared.b64 [%rd2]; mbarrier.init.shared.b64 [%rd2], 1; mbarrier.inval.shared::cta.b64 [%rd2];",
+    ]
+    (result,) = execute(["\n".join(lines)], PATTERN, 2)
+    words = PATTERN.view(np.uint64)
+    assert result.tobytes()[:size] == b"".join(int(w).to_bytes(8, "little")[: BYTES[kind]] for w in words[:count])
+
+
+MISUSES = {  # what a kernel does with an mbarrier for two arrivals -> what is found
+    f"{PLAIN}, [%rd2+16];": "^(mbarrier: there is none|uninitialised)",
+    f"{PLAIN}, [%rd2], 3;": "^mbarrier: 3 arrivals where 2 are missing",
+    f"{PLAIN}, [%rd2+4];": "^misaligned",
+    "mbarrier.init.shared.b64 [%rd2], 2;": "^mbarrier: initialised twice",
+    "mbarrier.init.shared.b64 [%rd2+8], 0;": "^mbarrier: initialised for 0 arrivals",
+    f"mbarrier.inval.shared.b64 [%rd2]; {PLAIN}, [%rd2];": "^mbarrier: there is none",
+    "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%rd2], 1048576;": "^mbarrier: 1048576 bytes under way",
+    "again: mbarrier.try_wait.parity.shared::cta.b64 %p1, [%rd2], 0; @!%p1 bra again;": "^livelock",
+    "mapa.shared::cluster.u64 %rd5, %rd2, 0; mov.b32 %r8, 7;\n"
+    "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%rd5+16], %r8, [%rd5]; ld.shared.b32 %r9, [%rd2+16];":
+        "^(uninitialised|race)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("statement", MISUSES)
+def test_an_mbarrier_that_is_misused(statement):
+    ptx = HEAD + VARIABLES + entry("k", f"mbarrier.init.shared.b64 [%rd2], 2;\n{statement}")
+    emu = emulator.Emulator(arch=90)
+    with pytest.raises(emulator.KernelError, match=MISUSES[statement]):
+        emu.load_ptx(ptx, "k")((1,), (1,), (emu.array(PATTERN, "in"), emu.zeros(1, np.uint64, "out")))
+
+
+def test_a_state_of_an_mbarrier_is_refused():
+    with pytest.raises(Refused, match="wait for a parity"):
+        translate(HEAD + VARIABLES + entry("k", "mbarrier.arrive.shared::cta.b64 %rd8, [%rd2];"))
 
 
 def test_every_parameter_access():

@@ -508,7 +508,7 @@ def test_a_plan_holds_for_one_device_and_one_precision():
     plan = ops.loop_plan(cell, shape)
     assert plan is ops.loop_plan(cell, shape) and not plan.by_step and plan.launches["forward"].options["cooperative"]
     assert ops.with_precision("tf32").loop_plan(cell, shape).candidates["forward"].numbers[-1] == 1
-    ops.disable_cooperative()
+    ops.disable("grid")
     other = ops.loop_plan(cell, shape)
     assert other is not plan and other.by_step == ["forward", "backward"] and not other.launches
     assert ops.loop_plan(cell, shape) is other

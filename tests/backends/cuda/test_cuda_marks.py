@@ -196,6 +196,24 @@ def test_grid(kind, tensor_cores, only):
     )
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "lstm",
+        "gru",
+        "one mask",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("rnn", "four states", "drawn")),
+    ],
+)
+def test_cluster(kind, only):
+    """Clusters of two thread blocks, tiles that queue."""
+    device = schedules.Device(90, 4, 227 * 1024)
+    only("cluster", lambda problem, _: schedules.cluster_tile(problem, device, 2, 4, 1))
+    patterns = ("shown", "resets", "first and last", "all masked", "reset where held")
+    ops = cuda_ops(**THREAD_ORDERS["interrupted" if kind == "lstm" else "ascending"])
+    compare_patterns(POINTWISE[kind], ops, SIXTEEN_BITS[kind], "cluster", patterns, B=5, H=19)
+
+
 def test_no_sequence_no_timestep_and_no_unit_to_spare():
     for T, B in ((0, 2), (2, 0), (1, 1)):
         for schedule in ("step", "block"):
@@ -329,7 +347,7 @@ def marked_kernels(arch, records):
                     cell, H, 100, 16, 1, dtype, False, bool(backward), bool(tf32), I=I, marked=True
                 )
                 every = schedules.candidates(problem, device)[0]
-                for schedule in ("block", "grid") if dtype == "float32" or not tf32 else ():
+                for schedule in ("block", "grid", "cluster") if dtype == "float32" or not tf32 else ():
                     best = next((one for one in every if one.schedule == schedule), None)
                     if best:
                         file, expression, struct = kernel_of(problem, best)

@@ -30,6 +30,7 @@ BARRIERS = {
     "warp_sum.cu": [fixtures.row_sum_block, fixtures.grid_sum],
     "mma_tile.cu": [],
     "cluster_sum.cu": [fixtures.cluster_sum],
+    "cluster_push.cu": [],
     "async_copy.cu": [fixtures.async_copy] * 3,
     "clean.cu": [fixtures.smooth, *[fixtures.histogram] * 2, *[fixtures.volatile_flag] * 2, fixtures.early_exit],
 }
@@ -48,7 +49,47 @@ TARGET = "(round + 1) * gridDim.x"
 DIVERGENT = 'if (threadIdx.x < 32) {\n asm volatile("bar.sync 0;" ::: "memory");\n} else {\n __syncthreads();\n}'
 RELEASE, ACQUIRE = "__threadfence();  // release", "__threadfence();  // acquire"
 
+PUSH_BARRIERS = "cluster_barrier();  // all mbarriers are there", "cluster_barrier();  // nobody leaves"
+EXPECT, WAIT = "expect(barrier, sizeof slots[0]);", "while (!ended(barrier, step / 2 % 2)) {\n        }"
+ACQUIRE_BYTES = "try_wait.parity.acquire.cluster"
+EXPECT_BYTES = "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+TO, FIRST = "in_block(shared_address(&slots[slot][rank]), to)", "float number = x[blockIdx.x];"
+NOTE = f"{FIRST}\n__shared__ float note;\nif (lane == 0) note = number;"
+READ_NOTE = """sum = 0;
+        if (lane == 1) {
+            const unsigned from = in_block(shared_address(&note), rank ^ 1);
+            asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(sum) : "r"(from) : "memory");
+        }"""
+PUSH = {  # of mbarriers and asynchronous stores: name -> edits, what is found
+    "bytes are not expected": (
+        (EXPECT_BYTES, "mbarrier.arrive.shared::cta.b64 _, [%0];"),
+        "race|mbarrier|livelock",
+    ),
+    "no turn is expected": ((EXPECT, ";"), "livelock"),
+    "too few bytes": ((EXPECT, "expect(barrier, sizeof slots[0] - 8);"), "race|uninitialised|livelock"),
+    "too many bytes": ((EXPECT, "expect(barrier, sizeof slots[0] + 8);"), "livelock"),
+    "the other parity": (("step / 2 % 2", "step / 2 % 2 ^ 1"), "race|uninitialised|livelock"),
+    "no wait": ((WAIT, ""), "race|uninitialised|mbarrier"),
+    "one slot": (("slot = step % 2", "slot = 0"), "race|uninitialised|livelock"),
+    "a wait that does not acquire": ((ACQUIRE_BYTES, "try_wait.parity.relaxed.cluster"), "race"),
+    "a wait for this block alone": ((ACQUIRE_BYTES, "try_wait.parity.acquire.cta"), "race"),
+    "another block's mbarrier": (("in_block(barrier, to)", "in_block(barrier, to ^ 1)"), "mbarrier"),
+    "no mbarrier": (("mbarrier.init.shared::cta.b64 [%0], 1;", "// %0"), "uninitialised|mbarrier"),
+    "nobody waits for the mbarriers": ((PUSH_BARRIERS[0], "// "), "race|uninitialised|mbarrier"),
+    "a misaligned store": ((TO, TO.replace("[rank]", "[rank].y")), "misaligned|out of bounds"),
+    "a plain store that nothing releases": ((FIRST, NOTE), ("sum = 0;", READ_NOTE), "race"),
+    "exit before everything has come": (
+        (WAIT, f"if (rank == 1 && step == steps - 1) break;\n        {WAIT}"),
+        (PUSH_BARRIERS[1], "// nobody leaves"),
+        "dead shared memory",
+    ),
+}
+
 MUTATIONS = [
+    *[
+        Mutation(name, fixtures.cluster_push, tuple(edits), kind=kind, line=False)
+        for name, (*edits, kind) in PUSH.items()
+    ],
     # CUDA_ON_CPU.md section 5, first list
     *[
         Mutation(f"{file} without __syncthreads {i}", case, (("__syncthreads();", "", i),))

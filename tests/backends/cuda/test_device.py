@@ -174,12 +174,12 @@ def test_eight_bytes_are_a_spill(monkeypatch, tmp_path):
         assert device_of(Modules()).spills("block.cu", "any") == spilled
 
 
-@pytest.mark.parametrize("kernel", ["block", "block_mma", "grid", "grid_mma"])
+@pytest.mark.parametrize("kernel", ["block", "block_mma", "grid", "grid_mma", "cluster"])
 @pytest.mark.parametrize("backward", [False, True])
 def test_tiles_that_spill_hold_less(kernel, backward):
     """As much less as this compiler needs; the rest of the weights lies in shared memory, the tile stays the same."""
     limits = Device(90, 132, 227 * 1024)
-    H, dtype = (96 if "block" in kernel else 512), "bfloat16" if "mma" in kernel else "float32"
+    H, dtype = (96 if "block" in kernel else 512), "float32" if kernel in ("block", "grid") else "bfloat16"
     problem = Problem(CELLS["lstm"], H, 100, 16, 1, dtype, False, backward)
     candidates = [
         candidate
@@ -261,6 +261,29 @@ def test_kernels_whose_blocks_wait_for_one_another_are_launched_together(monkeyp
         device_of(modules).load(file, "any")
     together = {file for file, (_, cooperative, _) in zip(files, modules.asked, strict=True) if cooperative}
     assert together == {file for file in files if "exchange.cuh" in kernel_source(file)} == {"grid.cu", "grid_mma.cu"}
+
+
+def test_large_clusters_are_asked_for_once_and_a_refusal_is_a_backend_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name", 0))
+    asked = []
+
+    class Kernel:
+        kernel = types.SimpleNamespace(ptr=77)
+
+        def __call__(self, grid, block, args, shared_mem=0):
+            if grid[1] > 16:
+                raise RuntimeError("CUDA_ERROR_INVALID_CLUSTER_SIZE")
+
+    modules = Modules(Kernel())
+    device = device_of(modules)
+    device.xp.cuda.driver = types.SimpleNamespace(funcSetAttribute=lambda *how: asked.append(how))
+    run = device.load("cluster.cu", "any")
+    for blocks, found in ((8, []), (16, [(77, 14, 1)]), (16, [(77, 14, 1)])):
+        run((1, blocks, 2), (256,), ())
+        assert asked == found
+    with pytest.raises(BackendError, match="INVALID_CLUSTER_SIZE"):
+        run((1, 32, 1), (256,), ())
+    assert [cooperative for _, cooperative, _ in modules.asked] == [False]
 
 
 def test_shared_memory_is_asked_for_where_it_grows(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 import gpurnn
 from gpurnn.backends.cuda.device import CupyDevice
 from gpurnn.backends.cuda.ops import CudaOps
-from gpurnn.check import CELLS, Batch, run_checks, twins
+from gpurnn.check import CELLS, Batch, compare, run_checks, twins
 from gpurnn.cli import main
 from gpurnn.errors import BackendError
 from gpurnn.testing import worst_error
@@ -55,6 +55,20 @@ def test_larger_sizes(cell, H, schedule):
     for name, value in expected.items():
         bound = 2 * np.abs(allowed[name] - value).max() + 2 * 2.0**-23 * np.abs(value).max(initial=1)
         assert np.abs(got[name] - value).max() <= bound, name
+
+
+@pytest.mark.parametrize("cell", ["rnn tanh", "lstm", "gru"])
+@pytest.mark.parametrize("H", [65, 256, 500])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "tf32"])
+def test_larger_sizes_in_clusters(cell, H, dtype):
+    dtype, options = ("float32", {"precision": "tf32"}) if dtype == "tf32" else (dtype, {})
+    try:
+        worst, detail = compare(
+            cell, "cuda", dtype, 33, 17, True, H=H, bidirectional=True, schedule="cluster", **options
+        )
+    except ValueError as error:  # no clusters here
+        pytest.skip(str(error))
+    assert worst <= 1, detail
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])

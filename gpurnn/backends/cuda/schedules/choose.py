@@ -6,12 +6,18 @@ from dataclasses import replace
 from ....dtypes import ITEMSIZE
 from ....errors import check_choice
 from .block import block_candidates, fma_tile, mma_tile
+from .cluster import cluster_candidates, cluster_tile
 from .cost import product_before
 from .grid import grid_candidates, grid_mma_tile, grid_tile
 from .step import step_candidates
 
 # schedule -> function(problem, device): its candidates, or a sentence that says why it has none
-FINDERS = {"step": step_candidates, "block": block_candidates, "grid": grid_candidates}
+FINDERS = {
+    "step": step_candidates,
+    "block": block_candidates,
+    "grid": grid_candidates,
+    "cluster": cluster_candidates,
+}
 SCHEDULES = ("auto", *FINDERS)
 
 
@@ -72,13 +78,14 @@ def hold_less(problem, candidate, device, spilled=1):
     None where no weights are left in registers, or where shared memory has no room for them.
     """
     device, numbers = _shared_device(problem, device), candidate.numbers
-    place = {"block": 2, "block_mma": 1, "grid": 3, "grid_mma": 2}[candidate.kernel]  # of ``held`` in the numbers
+    place = {"block": 2, "block_mma": 1, "grid": 3}.get(candidate.kernel, 2)  # of ``held`` in the numbers
     if not numbers[place]:
         return None
     # a tile of tensor cores takes 16 bytes; four columns take one vector for each row, a row of `grid` one
-    rows = 1 if "mma" in candidate.kernel or (candidate.kernel == "grid" and problem.backward) else problem.products
-    unit = 16 if "mma" in candidate.kernel else 4 * ITEMSIZE[problem.dtype] * rows
-    fewer = -(-spilled // unit) * (1 if "mma" in candidate.kernel else 4)
+    tensor_cores = candidate.kernel not in ("block", "grid")
+    rows = 1 if candidate.kernel == "grid" and problem.backward else problem.products
+    unit = 16 if tensor_cores else 4 * ITEMSIZE[problem.dtype] * rows
+    fewer = -(-spilled // unit) * (1 if tensor_cores else 4)
     held = max(0, numbers[place] - fewer)
     if candidate.kernel == "block":
         less = fma_tile(problem, *numbers[:2], held, numbers[3], IP=candidate.inputs)
@@ -86,8 +93,10 @@ def hold_less(problem, candidate, device, spilled=1):
         less = mma_tile(problem, numbers[0], held, numbers[2], IP=candidate.inputs)
     elif candidate.kernel == "grid":
         less = grid_tile(problem, device, numbers[0], numbers[4], candidate.threads, held, candidate.at_once)
-    else:
+    elif candidate.kernel == "grid_mma":
         less = grid_mma_tile(problem, device, numbers[0], *numbers[3:5], held, candidate.at_once)
+    else:
+        less = cluster_tile(problem, device, numbers[0], numbers[3], held)
     if less is None or less.shared > device.shared_bytes:
         return None
     like = {name: getattr(candidate, name) for name in ("seconds", "before", "measured", "product", "like")}

@@ -45,6 +45,10 @@ ONE_READS = _constant(
     "ONE_READS", 64, "bytes a clock from L2 to a multiprocessor, few reading", "[3], the width of its port"
 )
 HOP_SECONDS = _constant("HOP_SECONDS", 0.65e-6, "seconds from one multiprocessor to another through L2", "[2]")
+CLUSTER_HOP = _constant("CLUSTER_HOP", 200, "cycles from one multiprocessor to another of its cluster",
+                        "[1]: 180 to 213")  # fmt: skip
+CLUSTER_BYTES = _constant("CLUSTER_BYTES", 11.4, "bytes a clock that a block receives from its cluster",
+                          "[1]: 2.65 TB/s, a ring in clusters of 4, over 132 multiprocessors at 1.755 GHz")  # fmt: skip
 
 # ---- large products
 
@@ -77,6 +81,12 @@ THIRDS_WORDS = _constant("THIRDS_WORDS", 60, "instructions of a warp for 16 numb
                          "counted in the machine code")  # fmt: skip
 THIRDS_TILE = _constant("THIRDS_TILE", 13, "the same for a tile of weights: six products, four sums, three loads",
                         "counted in the machine code")  # fmt: skip
+CELL_CYCLES = _constant(
+    "CELL_CYCLES", 300, "cycles from a product's sums to what `cluster` sends", "a guess, latencies"
+)
+CELL_ISSUED = _constant("CELL_ISSUED", 200, "instructions of a warp there, for each sequence of a lane",
+                        "counted in the machine code")  # fmt: skip
+BARRIER = _constant("BARRIER", 40, "cycles of one barrier of a thread block", "a guess")
 MOST_INPUTS = 32  # most columns of W_ih that a kernel of schedule block takes: a limit, not a figure
 
 

@@ -11,7 +11,7 @@ class Device:
     """What a schedule must know of a GPU.
 
     capability: 90 for compute capability 9.0. shared_bytes: most bytes of shared memory that one block may ask for.
-    clock: in Hz. cooperative: whether thread blocks may wait for one another.
+    clock: in Hz. cooperative, clusters: whether the thread blocks of a grid, of a cluster may wait for one another.
     """
 
     capability: int
@@ -20,6 +20,7 @@ class Device:
     clock: float = 1.7e9
     name: str = ""
     cooperative: bool = True
+    clusters: bool = True
 
 
 @dataclass(frozen=True)
