@@ -100,7 +100,11 @@ TESTS = {
     ],
     "gpurnn/backends/cuda/schedules/tun": ["test_tuning.py"],
     "gpurnn/backends/cuda/schedules": [
-        "test_cuda_block.py", "test_cuda_grid.py", "test_cuda_cluster.py", "test_tuning.py", "test_device.py",
+        "test_cuda_block.py",
+        "test_cuda_grid.py",
+        "test_cuda_cluster.py",
+        "test_tuning.py",
+        "test_device.py",
     ],  # fmt: skip
     "gpurnn/backends/cuda/marks.py": ["test_cuda_marks.py"],
     "gpurnn/backends/cuda/": ["test_cuda_layers.py", "test_cuda_ops.py", "test_cuda_grid.py", "test_threads.py"],

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import gpurnn
 from gpurnn import ShapeError
 from gpurnn.quantization import Quantized, dequantize_rows, quantize_rows
 
@@ -58,3 +59,13 @@ def test_numbers_without_a_scale(bad):
 def test_no_matrix(shape):
     with pytest.raises(ShapeError, match=r"array: expected a matrix \(N, K\)"):
         quantize_rows(np.zeros(shape))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+def test_a_model_that_loaded_weights_is_saved(backend, tmp_path):
+    small = gpurnn.LSTM(3, 5, backend=backend, seed=0).quantize()
+    small.load_state_dict(gpurnn.LSTM(3, 5, backend=backend, seed=1).quantize().state_dict())
+    path = tmp_path / "small.safetensors"
+    gpurnn.save(small, path)
+    x = np.ones((2, 1, 3), "float32")
+    np.testing.assert_array_equal(gpurnn.load(path, backend=backend)(x)[0], small(x)[0])

@@ -275,3 +275,20 @@ def test_its_size_stays():
     with pytest.raises(AttributeError):
         stepper.batch = 5
     assert stepper.batch == 2 and stepper.step(np.ones((2, 2), "float32")).shape == (2, 3)
+
+
+def test_a_step_in_the_middle_of_an_update(monkeypatch):
+    """What a stepper reads of weights that are being written is not taken for what they are afterwards."""
+    model, x = gpurnn.LSTM(4, 6, backend="cpu", seed=0), RNG(0).standard_normal((2, 4)).astype("float32")
+    stepper, optimizer = model.stepper(2), gpurnn.SGD(model, lr=0.5)
+    model.flat_grads[:] = 1.0
+    update = optimizer._step
+
+    def with_a_step_before(*arguments):  # as another thread may make one
+        stepper.step(x)
+        update(*arguments)
+
+    monkeypatch.setattr(optimizer, "_step", with_a_step_before)
+    optimizer.step()
+    stepper.reset()
+    np.testing.assert_array_equal(stepper.step(x), model.stepper(2).step(x))

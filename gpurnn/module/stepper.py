@@ -223,10 +223,10 @@ class Stepper:
         leaves = _leaves(model, type(model).__name__)
         if len(leaves) != len(self._leaves) or any(map(is_not, leaves, self._leaves)):
             raise RuntimeError("stepper: recurrent layers of the model were replaced since: make another stepper")
-        strands = self._current()
+        strands, versions = self._current(), model.versions()  # before the weights are read: they may change meanwhile
         parts = model._step_parts()
         program = None if parts is None else model.ops.step_program(parts, self.batch, model.dtype)
-        self._program, self._made_of = program, (model.params._arrays, model.versions())
+        self._program, self._made_of = program, (model.params._arrays, versions)
         self._graph = self._before = None
         if program is not None:
             self._set(strands)

@@ -32,6 +32,9 @@ def backward_of(layer: Any) -> Callable[[F], F]:
     return named
 
 
+_INT8 = "weights in 8 bits"  # as one name, because they are no parameters
+
+
 class Versions:
     """The part of ``Module`` that counts the changes of parameters."""
 
@@ -55,7 +58,7 @@ class Versions:
         for number, (_, layer) in enumerate(self.modules()):
             if layer.quantized:  # its weights in 8 bits are no parameters
                 layer._forget_floats()
-                self._counts[number][""] = self._counts[number].get("", 0) + 1
+                self._counts[number][_INT8] = self._counts[number].get(_INT8, 0) + 1
 
     def versions(self) -> list[dict[str, int]]:
         """How often each parameter has been changed so far, for ``check_versions``."""

@@ -153,12 +153,14 @@ class Optimizer(NamesArguments):
         params, grads = self._buffers()
         self.steps += 1
         parts, frozen = self.model._trained_parts(self._numbers), set(self.model.frozen)
-        if parts:
-            self.model.changed(*(name for name in self.model.params if frozen and name not in frozen))
         settings = [self._setting(*kind) for kind in self._kinds]
-        for part, number in parts:
-            arrays = {name: array[part] for name, array in self._arrays.items()}
-            self._step(settings[number], params[part], grads[part], arrays)
+        try:
+            for part, number in parts:
+                arrays = {name: array[part] for name, array in self._arrays.items()}
+                self._step(settings[number], params[part], grads[part], arrays)
+        finally:  # behind the last write: another thread may copy the weights meanwhile
+            if parts:
+                self.model.changed(*(name for name in self.model.params if frozen and name not in frozen))
 
     def _step(self, by: Setting, params: Array, grads: Array, arrays: dict[str, Array]) -> None:
         """Update a part of the flat buffers and of the state arrays."""
