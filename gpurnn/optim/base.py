@@ -93,8 +93,7 @@ class Optimizer(NamesArguments):
             raise ValueError("model has no parameters to train")
         self.lr = lr
         self.hyper = MappingProxyType(self._check_hyper(**hyper))
-        self.model = model
-        self.steps = 0
+        self.model, self.steps = model, 0
         self._decay_biases = check_flag("decay_biases", decay_biases)
         self._maximize = check_flag("maximize", maximize)
         self._first_lr = self.lr
@@ -153,11 +152,10 @@ class Optimizer(NamesArguments):
         params, grads = self._buffers()
         self.steps += 1
         parts, frozen = self.model._trained_parts(self._numbers), set(self.model.frozen)
-        settings = [self._setting(*kind) for kind in self._kinds]
+        settings, arrays = [self._setting(*kind) for kind in self._kinds], self._arrays.items()
         try:
             for part, number in parts:
-                arrays = {name: array[part] for name, array in self._arrays.items()}
-                self._step(settings[number], params[part], grads[part], arrays)
+                self._step(settings[number], params[part], grads[part], {name: array[part] for name, array in arrays})
         finally:  # behind the last write: another thread may copy the weights meanwhile
             if parts:
                 self.model.changed(*(name for name in self.model.params if frozen and name not in frozen))
