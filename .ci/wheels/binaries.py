@@ -1,6 +1,7 @@
 """What a compiled library offers and needs, read from its file: ELF, Mach-O or PE.
 
-A library offers the functions gpurnn_native_* and no others, and needs only what the oldest system of its tag has.
+A library offers the functions gpurnn_native_* and, but for macOS, no others; it needs only what the oldest system of
+its tag has.
 """
 
 import shutil
@@ -12,8 +13,11 @@ PREFIX = "gpurnn_native_"
 # Libraries that a wheel may expect: of the tags' policies, of macOS and of Windows 10.
 _SYSTEM = (
     "libc.so", "libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "ld-linux-aarch64.so.1",
-    "/usr/lib/libSystem.B.dylib", "kernel32.dll", "ntdll.dll",
+    "ld-linux-x86-64.so.2", "/usr/lib/libSystem.B.dylib", "kernel32.dll", "ntdll.dll",
 )  # fmt: skip
+# What Zig's linker, which knows no list of exports, exports of every library for macOS: operators new and delete of its
+# C++ runtime, all sizes and alignments of them, and two names that are no functions.
+_MACOS = ("_Zna", "_Znw", "_Zda", "_Zdl", "__dso_handle", "_mh_dylib_header")
 _UCRT = "api-ms-win-crt-"  # a part of Windows since version 10
 
 
@@ -26,7 +30,8 @@ def facts(path):
 
 def faults(found):
     """What is wrong with ``facts``, as sentences."""
-    strangers = [name for name in found["exports"] if not name.startswith(PREFIX)]
+    ours = (PREFIX, *_MACOS) if found["kind"].startswith("Mach-O") else PREFIX
+    strangers = [name for name in found["exports"] if not name.startswith(ours)]
     missing = [
         name for name in found["needs"] if name.lower() not in _SYSTEM_LOWER and not name.lower().startswith(_UCRT)
     ]
@@ -104,7 +109,9 @@ def audit(wheel):
     if command is None:
         return None
     done = subprocess.run([command, "show", str(wheel)], capture_output=True, encoding="utf-8", errors="replace")
-    return " ".join((done.stdout + done.stderr).split())
+    if done.returncode:  # it may not know the wheel's C library where that is not this machine's
+        return f"nothing: {(done.stderr.strip() or 'no message').splitlines()[-1]}"
+    return " ".join(done.stdout.split())
 
 
 def unpack(wheel, name, folder):
