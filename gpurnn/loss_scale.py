@@ -113,12 +113,19 @@ class LossScaler:
             Whether the optimizer may make its update: ``finite``.
         """
         if not finite:
-            self.scale, self.good, self.skipped = self.scale * self.backoff_factor, 0, self.skipped + 1
+            self.good, self.skipped = 0, self.skipped + 1
+            self._scale_by(self.backoff_factor)
             return False
         self.good += 1
         if self.good == self.growth_interval:
-            self.scale, self.good = self.scale * self.growth_factor, 0
+            self.good = 0
+            self._scale_by(self.growth_factor)
         return True
+
+    def _scale_by(self, factor: float) -> None:
+        """Change the scale, unless it would leave what a float holds."""
+        if 0.0 < self.scale * factor < float("inf"):
+            self.scale *= factor
 
     def state_dict(self) -> dict[str, float | int]:
         """Everything that a resumed run needs, JSON-ready."""

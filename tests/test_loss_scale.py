@@ -251,3 +251,16 @@ def test_a_run_is_resumed_with_what_it_had(tmp_path):
 def test_what_is_no_scaler_is_refused(wrong):
     with pytest.raises(TypeError, match="^loss_scaler should be a LossScaler, None or 'auto', got"):
         train(loss_scaler=wrong)
+
+
+def test_the_scale_stays_a_number_that_can_be_resumed():
+    """As torch's, which grows only to a finite scale."""
+    for finite in (True, False):
+        scaler = LossScaler(growth_interval=1)
+        for _ in range(2200):
+            scaler.update(finite)
+        assert 0.0 < scaler.scale < float("inf")
+        LossScaler().load_state_dict(scaler.state_dict())
+        before = scaler.scale
+        scaler.update(not finite)
+        assert scaler.scale != before

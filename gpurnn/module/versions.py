@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from .._typing import Array, Backward
 from ..arrays import refuse_function, refuse_loss
-from ..errors import check_shape, described
+from ..errors import MissingError, check_shape, described
 
 M = TypeVar("M", bound="Versions")  # the class of the module
 F = TypeVar("F", bound=Callable[..., Any])
@@ -46,12 +46,21 @@ class Versions:
         *names : str
             Names as in ``params``.
 
+        Raises
+        ------
+        KeyError
+            For a name that no parameter has; the message lists those that there are. Nothing is recorded then.
+
         Examples
         --------
         >>> layer = gpurnn.Linear(2, 3)
         >>> layer.params["weight"][0] = 0          # a write through an array cannot be seen
         >>> layer.changed("weight")
         """
+        for name in names:
+            if name not in self.params:
+                known = ", ".join(self.params) or "none"
+                raise MissingError(f"changed: no parameter is called {name!r}, there are: {known}")
         for name in names or self.params:
             counts, _, inner = self.params._owners[name]
             counts[inner] += 1
