@@ -40,7 +40,7 @@ ARRAYS.empty, ARRAYS.ndarray, ARRAYS.__version__ = ARRAYS.zeros, Array, "14.0.0"
 class Device:
     """What ``CudaOps`` asks of a GPU, done in no time."""
 
-    xp, stream, queue = ARRAYS, 0, 0
+    xp, stream, queue, recording = ARRAYS, 0, 0, None
     address = staticmethod(lambda array: 0)
 
     def __init__(self):
@@ -56,6 +56,9 @@ class Device:
 
     def product(self, a, b, out, accumulate=False, tf32=False):
         return lambda: None
+
+    def is_capturing(self):
+        return False
 
     def gemm(self, a, b, out, accumulate=False, tf32=False):
         """Nothing: the binding's own cost is not counted."""

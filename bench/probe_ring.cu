@@ -1,6 +1,6 @@
 // What the exchange of schedule grid (exchange.cuh) costs by itself: `gpurnn bench probe`, measurement `ring`. All
-// blocks of a group send a part of a slot and receive all of it, with the very waits and loads of grid_mma.cu, and compute
-// nothing.
+// blocks of a group send a part of a slot and receive all of it, with the loads of grid_mma.cu, and compute nothing. Unlike
+// there, a poll loads again only what is missing, and a batch is asked for when the one before it has come.
 //
 // LOADS: loads of a lane in a step, of 8 bytes each, so that a block of 8 warps receives 2 x LOADS KB. WORDS_SENT: words
 // that a thread sends at most. Blocks stand along y, groups along z.
@@ -40,9 +40,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) ring(int steps, int poll_l
                 received[i][0] = received[i][1] = seen + 1;
                 if (from + i < LOADS) missing |= 1u << i;
             }
+            auto load = [&](int i) { ring.load(received[i], ((warp * LOADS + from + i) * 32 + lane) * 2); };
+            ring.load_missing<together>(missing, load);
             ring.wait<together>(
-                missing, [&](int i) { ring.load(received[i], ((warp * LOADS + from + i) * 32 + lane) * 2); },
-                [&](int i) { return received[i][0] != ring.EMPTY && received[i][1] != ring.EMPTY; });
+                missing, load, [&](int i) { return received[i][0] != ring.EMPTY && received[i][1] != ring.EMPTY; });
 #pragma unroll
             for (int i = 0; i < together; i++) {
                 least = min(least, min(received[i][0], received[i][1]));
