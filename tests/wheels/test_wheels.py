@@ -69,14 +69,16 @@ def test_every_platform_has_a_wheel_of_its_own():
     assert {"win_amd64", "win_arm64", "musllinux_1_2_x86_64", "musllinux_1_2_aarch64"} < set(tags)
 
 
-@pytest.mark.parametrize("exports, needs, fault", [
-    (["gpurnn_native_level"], ["libc.so.6", "KERNEL32.dll", "api-ms-win-crt-heap-l1-1-0.dll"], []),
-    ([], [], ["it exports nothing"]),
-    (["gpurnn_native_level", "_Znwm"], [], ["it exports _Znwm"]),
-    (["gpurnn_native_level"], ["libstdc++.so.6", "libc.so"], ["it needs libstdc++.so.6"]),
+@pytest.mark.parametrize("kind, exports, needs, fault", [
+    ("PE", ["gpurnn_native_level"], ["libc.so.6", "KERNEL32.dll", "api-ms-win-crt-heap-l1-1-0.dll"], []),
+    ("ELF", [], [], ["it exports nothing"]),
+    ("ELF", ["gpurnn_native_level", "_Znwm"], ["ld-linux-x86-64.so.2"], ["it exports _Znwm"]),
+    ("Mach-O, signed", ["gpurnn_native_level", "_Znwm", "__dso_handle"], [], []),
+    ("Mach-O, signed", ["gpurnn_native_level", "_stranger"], [], ["it exports _stranger"]),
+    ("ELF", ["gpurnn_native_level"], ["libstdc++.so.6", "libc.so"], ["it needs libstdc++.so.6"]),
 ])  # fmt: skip
-def test_faults_of_a_library(exports, needs, fault):
-    assert list(binaries.faults({"exports": exports, "needs": needs})) == fault
+def test_faults_of_a_library(kind, exports, needs, fault):
+    assert list(binaries.faults({"kind": kind, "exports": exports, "needs": needs})) == fault
 
 
 def test_the_conda_recipe_asks_for_the_same(monkeypatch):
