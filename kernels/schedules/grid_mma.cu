@@ -58,20 +58,9 @@ struct WarpProduct {
         : partial_sums((float*)memory), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
         weights.load((uint4*)memory, (uint4*)(partial_sums + partial_sums_size), [&](int tile) {
             const int i = tile / F % MT * 16 + lane / 4, group = warp * KT + tile / F / MT, k = lane % 4 * 4;
-            return fragment(four(i, group, k), four(i + 8, group, k), tile % F);
+            return fragment<PARTS>(four(i, group, k), four(i + 8, group, k), tile % F);
         });
         __syncthreads();
-    }
-
-    // Fragment `part` of a group, from this lane's numbers of two rows.
-    DEVICE static uint4 fragment(uint2 low, uint2 high, int) { return make_uint4(low.x, high.x, low.y, high.y); }
-    DEVICE static uint4 fragment(float4 low, float4 high, int part) {
-        if (PARTS == 3) {
-            return make_uint4(third(part, low.x, low.y), third(part, high.x, high.y), third(part, low.z, low.w),
-                              third(part, high.z, high.w));
-        }
-        if (part) return make_uint4(tf32(low.z), tf32(high.z), tf32(low.w), tf32(high.w));
-        return make_uint4(tf32(low.x), tf32(high.x), tf32(low.y), tf32(high.y));
     }
 
     // Which sequence of the tile is in a column, and the reverse. Two sequences that a warp sums together are 4 columns

@@ -125,12 +125,7 @@ struct Operand {
     template <typename Four>
     DEVICE static uint4 tile_of_fours(int part, Four four) {
         const int row = threadIdx.x % 32 / 4, n = P == 2 ? number(part, 0) : number(0, 0);
-        return fragment(four(row, n), four(row + 8, n), part);
-    }
-    DEVICE static uint4 fragment(uint2 low, uint2 high, int) { return make_uint4(low.x, high.x, low.y, high.y); }
-    DEVICE static uint4 fragment(float4 low, float4 high, int part) {
-        if (part) return make_uint4(tf32(low.z), tf32(high.z), tf32(low.w), tf32(high.w));
-        return make_uint4(tf32(low.x), tf32(high.x), tf32(low.y), tf32(high.y));
+        return fragment<1>(four(row, n), four(row + 8, n), part);
     }
 
     // The same from single weights: weight(row, n).

@@ -123,6 +123,17 @@ template <typename T, int PARTS, typename Number> DEVICE unsigned word_of_part(i
     return third(part, number(0), number(1));
 }
 
+// Fragment `part` of four neighbouring columns, from this lane's numbers of two rows.
+template <int PARTS> DEVICE uint4 fragment(uint2 low, uint2 high, int) { return make_uint4(low.x, high.x, low.y, high.y); }
+template <int PARTS> DEVICE uint4 fragment(float4 low, float4 high, int part) {
+    if (PARTS == 3) {
+        return make_uint4(third(part, low.x, low.y), third(part, high.x, high.y), third(part, low.z, low.w),
+                          third(part, high.z, high.w));
+    }
+    if (part) return make_uint4(tf32(low.z), tf32(high.z), tf32(low.w), tf32(high.w));
+    return make_uint4(tf32(low.x), tf32(high.x), tf32(low.y), tf32(high.y));
+}
+
 // Stores the thirds of two neighbours, or of one number, `apart` from one another.
 DEVICE void store_operands(Third* to, float2 two, int apart) {
     unsigned thirds[3];
