@@ -15,6 +15,7 @@ project, author = "gpurnn", "the authors of gpurnn"
 release = version = gpurnn.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
 myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 2  # a link to a section of another page
 html_theme = "furo"
 html_title = f"gpurnn {release}"
 html_static_path = ["static"]
