@@ -195,17 +195,15 @@ def compiler_of(path):
     return set(re.findall(rb"(?:GCC: \(|clang version )[^\0]*", Path(path).read_bytes()))
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_original", "rnn_tanh"])
+@pytest.mark.parametrize("cell", ["lstm", "gru_original"])
 def test_the_same_struct_compiled_here_gives_the_same_bits(cell, threads, tmp_path, monkeypatch):
     """As in the library: where a cell was compiled does not show, but which compiler it was may."""
     monkeypatch.setenv("GPURNN_CACHE", str(tmp_path))
     threads(2)
-    file = {"rnn_tanh": "rnn"}.get(cell, cell[:4].rstrip("_"))
+    file = cell[:4].rstrip("_")
     here = copy.copy(CELLS[cell])
     here.struct = (kernel_dir() / "cells" / f"{file}.cuh").read_text(encoding="utf-8")
-    kind, own = {"lstm": (gpurnn.LSTM, {}), "rnn_tanh": (gpurnn.RNN, {})}.get(
-        cell, (gpurnn.GRU, {"reset_after": cell == "gru"})
-    )
+    kind, own = (gpurnn.LSTM, {}) if cell == "lstm" else (gpurnn.GRU, {"reset_after": False})
     x = np.random.default_rng(0).standard_normal((6, 9, 5)).astype(np.float32)
     found = []
     for record in (CELLS[cell], here):

@@ -214,6 +214,22 @@ def test_cluster(kind, only):
     compare_patterns(POINTWISE[kind], ops, SIXTEEN_BITS[kind], "cluster", patterns, B=5, H=19)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "lstm",
+        "gru",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("rnn", "four states", "drawn")),
+    ],
+)
+def test_fused(kind, only):
+    """A launch for each timestep, which multiplies, too."""
+    device = schedules.Device(90, 132, 227 * 1024)
+    only("fused", lambda problem, _: schedules.fused_tile(problem, device, 16, 64, 1))
+    patterns = ("shown", "resets", "first and last", "all masked", "reset where held")
+    compare_patterns(POINTWISE[kind], cuda_ops(), SIXTEEN_BITS[kind], "fused", patterns, B=5, H=19)
+
+
 def test_no_sequence_no_timestep_and_no_unit_to_spare():
     for T, B in ((0, 2), (2, 0), (1, 1)):
         for schedule in ("step", "block"):
@@ -347,7 +363,7 @@ def marked_kernels(arch, records):
                     cell, H, 100, 16, 1, dtype, False, bool(backward), bool(tf32), I=I, marked=True
                 )
                 every = schedules.candidates(problem, device)[0]
-                for schedule in ("block", "grid", "cluster") if dtype == "float32" or not tf32 else ():
+                for schedule in ("block", "grid", "cluster", "fused") if dtype == "float32" or not tf32 else ():
                     best = next((one for one in every if one.schedule == schedule), None)
                     if best:
                         file, expression, struct = kernel_of(problem, best)
