@@ -29,6 +29,7 @@ for _cell, _dtype, _backward, _device in itertools.product(CELLS.values(), C_NAM
                 candidate
                 for candidate in schedules.candidates(_work, _device)[0]
                 if candidate.schedule == _schedule
+                and (_schedule != "fused" or not candidate.waits)  # clusters: test_cuda_fused.py
                 and (_precision != "float32" or any(n in getattr(candidate, "kernel", "") for n in ("mma", "fused")))
             ]
             for _file, _expression, _ in kernels_of(_work, _ways[0]) if _ways else ():

@@ -147,12 +147,9 @@ MUTATIONS = {  # planted error -> edits
     "rows of another gate": [("row % (Q * U) / U;", "row / U % Q * 0;")],
     "the edge of panels": [("within < count && across < width", "within < count")],
     "gates of d side by side": [("k * panels * Panels<T, PARTS>::columns + j", "k * H + j")],
-    "dh without what it was": [("dh[at.index] += product.sum", "dh[at.index] = product.sum")],
-    "dh of another unit": [("sum(threadIdx.x % U, pos.b", "sum((threadIdx.x + 1) % U, pos.b")],
-    "lengths forgotten": [
-        ("if (now[n].held) continue;", ""),
-        ("if (now[n].held) {\n                h_next", "if (false) {\n                h_next"),
-    ],
+    "dh without what it was": [("complete[n] += product.sum", "complete[n] = product.sum")],
+    "dh of another unit": [("sum(threadIdx.x % U, Turn", "sum((threadIdx.x + 1) % U, Turn")],
+    "lengths forgotten": [("if (now[n].held) {\n                h_next", "if (false) {\n                h_next")],
 }  # fmt: skip
 CHECKED = []
 
@@ -228,6 +225,18 @@ def test_tiles_that_are_offered_do_not_spill(cases):
     check_spills("fused.cu", offered, 90, H100)
 
 
+@pytest.mark.parametrize("arch", [100, 120])
+def test_clusters_compile_for_later_gpus_too(arch):
+    """The gate has the tiles of one thread block, for all architectures."""
+    device = Device(arch, 132, (99 if arch == 120 else 227) * 1024)
+    asked = [problem(backward=backward) for backward in (False, True)]
+    chosen = {
+        kernel_of(one, tile)[1]: (one, tile) for one in asked for tile in schedules.fused_candidates(one, device)[:1]
+    }
+    assert len(chosen) == 2 and all(tile.waits for _, tile in chosen.values())
+    check_spills("fused.cu", chosen, arch, device)
+
+
 def test_what_fits_and_what_is_chosen():
     """Weights that fit on no GPU at once are multiplied by whichever of step and fused should be faster."""
     for dtype, H, B in (("bfloat16", 2048, 64), ("float32", 2048, 64), ("tf32", 4096, 32)):
@@ -238,7 +247,7 @@ def test_what_fits_and_what_is_chosen():
             assert isinstance(candidate, Fused) and candidate.shared <= H100.shared_bytes
             assert "units and" in reason and "step: 512 timesteps" in reason
             assert schedules.hold_less(asked, candidate, H100) is None
-    assert schedules.choose(problem(H=2048, B=32), H100)[0].schedule == "fused"
+    assert schedules.choose(problem(dtype="float32"), H100)[0].schedule == "fused"
     alone = schedules.candidates(problem(), Device(89, 128, 99 * 1024))[0]
     assert {one.numbers[2] for one in alone if one.schedule == "fused"} == {1}
 

@@ -14,6 +14,7 @@ from .constants import (
     CLUSTER_BYTES,
     CLUSTER_HOP,
     DEPENDENT_SECONDS,
+    EFFICIENCY,
     EXCHANGE_BYTES,
     GEMM_SECONDS,
     MEMORY_BYTES,
@@ -119,7 +120,7 @@ def fused_tile(problem, device, U, R, C, stages=None):
     numbers = steps * PANEL // size
     from_l2 = steps * stage / min(ONE_READS, EXCHANGE_BYTES * max(1, device.multiprocessors / blocks))
     operands = steps * 8 * 4 * (M * 512 + N * 256) * parts / SHARED_BYTES
-    cycles = max(2 * rows * R * numbers / mma_rate(size, parts), from_l2, operands)
+    cycles = max(2 * rows * R * numbers / mma_rate(size, parts), from_l2, operands) / EFFICIENCY
     if C > 1:
         cycles += 2 * CLUSTER_HOP + 4 * rows * R * (C - 1) / C / CLUSTER_BYTES
     cells = U * R / C
