@@ -72,7 +72,7 @@ THREAD_ORDERS = {
 }
 
 
-def cuda_ops(graphs=16, edits=(), **how):
+def cuda_ops(*, graphs=16, edits=(), **how):
     """``CudaOps`` over an emulated GPU: ``arch``, ``policy``, ``seed``, ... are the emulator's."""
     return CudaOps(EmulatedDevice(Emulator(**how), edits), graphs)
 

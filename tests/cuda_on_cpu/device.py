@@ -14,6 +14,7 @@ Memory from ``xp.empty`` counts as uninitialised for kernels until the host or a
 import numpy as np
 
 from gpurnn.backends.cuda import schedules
+from gpurnn.backends.cuda.dependent import may_depend
 from gpurnn.backends.cuda.device import CupyDevice
 from gpurnn.backends.sources import kernel_source
 
@@ -413,8 +414,10 @@ class EmulatedDevice(CupyDevice):
         kernel = self._loaded[file, expression, struct]
 
         def launch(grid, block, args, shared_mem=0, cooperative=False, dependent=False):
+            early = dependent and may_depend(self.arch)
+
             def run(*args):
-                kernel(grid, block, args, shared_mem=shared_mem, cooperative=cooperative, dependent=dependent)
+                kernel(grid, block, args, shared_mem=shared_mem, cooperative=cooperative, dependent=early)
 
             if self.xp.cuda.captured is not None:
                 self.xp.record(run, args)

@@ -54,13 +54,21 @@ class DependentLaunches:
         return not status
 
 
+def may_depend(arch):
+    """Whether launches may begin early on a GPU of compute capability ``arch``, 90 for 9.0.
+
+    From 12.0 on they do not: a capture that contains one was seen to fail there (github.com/sgl-project/sglang, pull
+    request 18596).
+    """
+    return 90 <= arch < 120
+
+
 def dependent_launches(xp, library, arch, address):
     """A ``DependentLaunches``, or None where a GPU or its driver has none.
 
-    library: a function that loads the driver. arch: compute capability, 90 for 9.0. From 12.0 on they are not used: a
-    capture that contains one was seen to fail there (github.com/sgl-project/sglang, pull request 18596).
+    library: a function that loads the driver. arch: as in ``may_depend``.
     """
-    if not 90 <= arch < 120 or xp.cuda.runtime.driverGetVersion() < _DRIVER:
+    if not may_depend(arch) or xp.cuda.runtime.driverGetVersion() < _DRIVER:
         return None
     try:
         return DependentLaunches(xp, library(), address)

@@ -77,9 +77,11 @@ def test_heads(forced):
     compare("lstm", cuda_ops(), "float16", 3, 3, True, H=14, heads=2, bidirectional=True, schedule="fused")
 
 
-def test_a_gpu_without_clusters_and_without_dependent_launches(forced):
+@pytest.mark.parametrize("arch", [80, 120])
+def test_gpus_without_dependent_launches(arch, forced):
+    """And 80 without clusters: nothing there waits for the launch before."""
     forced(32, 32, 1)
-    compare("gru", cuda_ops(80), "float16", 3, 3, True, H=11, schedule="fused")
+    compare("gru", cuda_ops(arch=arch), "float16", 3, 3, True, H=11, schedule="fused")
 
 
 def test_two_runs_give_equal_bits_and_so_do_graphs(forced):
