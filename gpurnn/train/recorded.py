@@ -146,7 +146,11 @@ class RecordedUpdates:
         training = self.training
         if self.settings.flow and training.index == 0:
             return None  # the gradient flow is watched
-        shapes = tuple(shapes_of(batch) for batch in some)
+        try:
+            shapes = tuple(shapes_of(batch) for batch in some)
+        except BackendError as error:
+            self.model.ops.note_update(f"updates of a {type(self.model).__name__}", str(error))
+            raise
         carried = self.model.stateful and some[0].carry and training.state is not None
         key = shapes, layout_of(training.state) if carried else None
         found = self._recorded.get(key)

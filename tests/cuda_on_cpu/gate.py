@@ -5,6 +5,7 @@ what was accepted before (``resources.json``).
     PYTHONPATH=tests python -m cuda_on_cpu.gate --accept    make it the accepted one
 """
 
+import argparse
 import json
 import os
 import re
@@ -203,10 +204,13 @@ def print_table(table):
         print(f"{expression:43.43}{cells}")
 
 
-def main(arguments):
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--accept", action="store_true", help="write the figures to resources.json as the accepted ones")
+    given = parser.parse_args()
     table = measure_all()
     print_table(table)
-    if "--accept" in arguments:
+    if given.accept:
         accept(table)
         print(f"accepted: {ACCEPTED.name}, NVRTC {'.'.join(map(str, nvrtc.version()))}")
         return 0
@@ -221,4 +225,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -4,6 +4,7 @@
     PYTHONPATH=tests python -m cuda_on_cpu.steps --save steps.json > steps.md
     PYTHONPATH=tests python -m cuda_on_cpu.steps --before steps_of_before.json > steps.md
     PYTHONPATH=tests python -m cuda_on_cpu.steps --only "lstm H768 B16"
+    PYTHONPATH=tests python -m cuda_on_cpu.steps --hidden 384 --batch 16 --batch 64 --only tf32
 
 Each kernel is the one that the cost model would choose of its schedule. sass.py takes its time loop out of the machine
 code and adds up what one warp waits for. A launch of `fused` is a timestep: it is taken whole.
@@ -35,7 +36,12 @@ KINDS = {  # name -> dtype, how it is multiplied
     "float32": ("float32", {}), "fma": ("float32", {"fma": True}), "tf32": ("float32", {"tf32": True}),
     "bfloat16": ("bfloat16", {}),
 }  # fmt: skip
-CASES = list(itertools.product(("lstm", "gru"), (128, 256, 512, 768, 1024), (1, 16, 64, 128), KINDS, (False, True)))
+HIDDEN, BATCHES = (128, 256, 512, 768, 1024), (1, 16, 64, 128)
+
+
+def cases(hidden=HIDDEN, batches=BATCHES):
+    """(cell, H, B, kind, backward) of every row."""
+    return list(itertools.product(("lstm", "gru"), hidden, batches, KINDS, (False, True)))
 
 
 def name_of(cell, H, B, kind, backward):
@@ -177,13 +183,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--save", type=Path, help="write the rows as JSON, too")
     parser.add_argument("--before", type=Path, help="rows that another version saved: show both")
-    parser.add_argument("--only", default="", help="cases with this in their name")
+    parser.add_argument("--only", default="", help="cases with this in their name, as 'lstm H768 B16 tf32 forward'")
+    parser.add_argument("--hidden", type=int, action="append", help=f"H, may be repeated  [default: {HIDDEN}]")
+    parser.add_argument("--batch", type=int, action="append", help=f"B, may be repeated  [default: {BATCHES}]")
     given = parser.parse_args()
+    asked = [case for case in cases(given.hidden or HIDDEN, given.batch or BATCHES) if given.only in name_of(*case)]
+    if not asked:
+        parser.error(f"--only: no case has {given.only!r} in its name; names are like {name_of(*cases()[0])!r}")
     jobs = {}
-    for case in CASES:
-        if given.only in name_of(*case):
-            for candidate in best(problem_of(*case)):
-                jobs[f"{name_of(*case)}, {candidate.schedule}"] = problem_of(*case), candidate
+    for case in asked:
+        for candidate in best(problem_of(*case)):
+            jobs[f"{name_of(*case)}, {candidate.schedule}"] = problem_of(*case), candidate
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         rows = dict(zip(jobs, pool.map(lambda job: estimate(*job), jobs.values()), strict=True))
     if given.save:

@@ -538,6 +538,9 @@ def test_what_fits_and_what_is_chosen():
     assert 2 * both.blocks * both.groups <= device.multiprocessors
     with pytest.raises(ValueError, match="MB of recurrent weights do not fit on 132 multiprocessors"):
         schedules.choose(problem(H=4096), device, "grid")
+    with pytest.raises(ValueError, match="grid shares the units among thread blocks, 8 or more each, and H is 8"):
+        schedules.choose(problem(H=8), device, "grid")
+    assert schedules.choose(problem(H=9), device, "grid")[0].blocks == 2
     assert "computes in float32" in schedules.grid_candidates(problem(dtype="float64"), device)
 
 

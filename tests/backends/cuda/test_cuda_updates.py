@@ -222,6 +222,8 @@ def test_what_cannot_be_recorded_says_why(train):
     ragged = [gpurnn.data.Batch(TEXT[:6].reshape(3, 2), TEXT[1:7].reshape(3, 2), np.array([3, 1]))] * 3
     run = train(None, batches=ragged, epochs=1)
     assert run.graphs == 0
+    said = [row["reason"] for row in run.ops.recordings() if row["pass"] == "update"]
+    assert said == ["batches with lengths: how many timesteps count is a number that the host must know"]
     for options, words in (
         ({"batches": ragged}, "batches with lengths: how many timesteps count"),
         (

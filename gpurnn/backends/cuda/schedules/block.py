@@ -53,12 +53,13 @@ class Block(Candidate):
         return self.like or f"{self.kernel}<{', '.join(self.types)}>"
 
     def __str__(self):
+        tiles = "tiles of 1 sequence" if self.rows == 1 else f"tiles of {self.rows} sequences"
         if self.held is None:
-            return f"no recurrent weights, tiles of {self.rows} sequences"
+            return f"no recurrent weights, {tiles}"
         held = math.floor(100 * self.held)
         inputs = ", W_ih x within the launch" if self.inputs else ""
         split = ", float32 as three bfloat16 numbers" if "mma" in self.kernel and self.numbers[-1] == 3 else ""
-        return f"{held} % of the recurrent weights in registers, tiles of {self.rows} sequences{inputs}{split}"
+        return f"{held} % of the recurrent weights in registers, {tiles}{inputs}{split}"
 
 
 def block_candidates(problem, device):

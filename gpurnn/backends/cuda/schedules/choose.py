@@ -64,7 +64,8 @@ def choose(problem, device, wanted="auto", measured=None):
     check_choice("schedule", wanted, SCHEDULES)
     found, refusals = candidates(problem, device, measured)
     if wanted in refusals:
-        raise ValueError(f"schedule: {refusals[wanted]}")
+        fitting = ", ".join(dict.fromkeys(candidate.schedule for candidate in found))
+        raise ValueError(f"schedule: {refusals[wanted]} ({problem}). Take one that fits: {fitting}, or 'auto'")
     fastest = next(candidate for candidate in found if wanted in ("auto", candidate.schedule))
     lines = ["" if wanted == "auto" else f"{wanted} was asked for", str(fastest)]
     best = {candidate.schedule: candidate for candidate in reversed(found)}

@@ -65,6 +65,8 @@ def _refusal(problem, device):
             "needs clusters of thread blocks, which GPUs have from compute capability 9.0 on; this one has "
             f"{major}.{minor}"
         )
+    if problem.fma:
+        return "multiplies on tensor cores, and precision='fma' asks for multiply-adds"
     if ITEMSIZE[problem.dtype] != 2 and not problem.tf32:
         return "multiplies on tensor cores, and float32 would be rounded to tf32 there: ask for precision='tf32'"
     if not device.clusters:
