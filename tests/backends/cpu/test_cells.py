@@ -149,8 +149,10 @@ def test_a_compiled_cell_is_no_worse_than_array_code(cell, dtype, threads):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", cpu_levels()[:-1], ids=lambda level: cpu_ops.LEVELS[level])
-@pytest.mark.parametrize("cell", TRACED, ids=NAMES)
+@pytest.mark.parametrize("cell, level", [
+    pytest.param(cell, level, id=f"{cell.name}-{cpu_ops.LEVELS[level]}")
+    for level in cpu_levels()[:-1] for cell in (TRACED if level == 0 else (drawing, with_means))
+])  # fmt: skip
 def test_on_smaller_vectors(cell, level, threads, monkeypatch):
     monkeypatch.setattr(gpurnn.get_backend("cpu"), "level", level)
     threads(2)
