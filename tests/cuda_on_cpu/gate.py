@@ -206,7 +206,7 @@ def print_table(table):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--accept", action="store_true", help="write the figures to resources.json as the accepted ones")
+    parser.add_argument("--accept", action="store_true", help="write these figures to resources.json as accepted")
     given = parser.parse_args()
     table = measure_all()
     print_table(table)

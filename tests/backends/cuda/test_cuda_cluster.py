@@ -264,7 +264,7 @@ def test_what_fits_and_what_is_chosen():
     ({"device": Device(89, 128, 99 * 1024)}, "from compute capability 9.0 on; this one has 8.9"),
     ({"dtype": "float32"}, "float32 would be rounded to tf32 there: ask for precision='tf32'"),
     ({"dtype": "float32", "fma": True}, "and precision='fma' asks for multiply-adds"),
-    ({"dtype": "float64"}, r"computes in float32 \(lstm T 512, B 16, .*float64, .*Take one that fits: step, or 'auto'$"),
+    ({"dtype": "float64"}, r"computes in float32 \(lstm T 512, .*float64, .*Take one that fits: step, or 'auto'$"),
     ({"projected": True}, "has no projection"),
     ({"H": 2048}, "32768 KB of recurrent weights do not fit on 16 multiprocessors"),
     ({"device": Device(90, 4, 227 * 1024)}, "needs 8 multiprocessors, and there are 4"),

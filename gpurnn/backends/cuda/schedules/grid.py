@@ -25,7 +25,8 @@ from .constants import (
 )
 from .cost import extra_registers, has_tensor_cores, refusal, thread_registers
 
-UNITS = (8, 16, 32)  # of a thread block
+FEWEST = 8  # units of a thread block
+UNITS = (FEWEST, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ def grid_candidates(problem, device):
         return "grid spreads W_hh over thread blocks, and this cell multiplies nothing by it"
     if not device.cooperative:
         return "grid needs thread blocks that wait for one another, which failed on this device"
-    if problem.H <= UNITS[0]:
-        return f"grid shares the units among thread blocks, {UNITS[0]} or more each, and H is {problem.H}"
+    if problem.H <= FEWEST:
+        return f"grid shares the units among thread blocks, {FEWEST} or more each, and H is {problem.H}"
     found, quads = [], -(-problem.H // 128) * 32
     sizes = [quads * S for S in (1, 2, 4, 8) if quads * S <= 768] if problem.backward else (128, 256, 512)
     for U in UNITS:
