@@ -2,18 +2,22 @@
 test_cuda_block.py does it; each launch but the first may begin before the one before it has ended."""
 
 import itertools
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from cuda_on_cpu import emulator
 from helpers import THREAD_ORDERS, check_spills, compare, cuda_ops
 
+import gpurnn
 from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.fused import FusedPass
 from gpurnn.backends.cuda.launch import kernel_of
 from gpurnn.backends.cuda.schedules import Device, Fused, Problem
 from gpurnn.backends.sources import kernel_source
 from gpurnn.cells import CELLS as RECORDS
+from gpurnn.cells import tanh
 from gpurnn.check import OPTIONS, Batch, build
 from gpurnn.errors import BackendError
 
@@ -282,3 +286,20 @@ def test_the_bytes_of_a_pass_are_those_of_its_arrays_and_stand_in_the_plan(kind,
         found[name] = FusedPass.nbytes(loop.candidates[name], loop.problems[name])
         assert found[name] == one.weights.nbytes + one.vectors.nbytes
     assert set(found) == {"forward", "backward"} and layer.plan(4, 33).packed_bytes == max(found.values())
+
+
+@gpurnn.cell(gates="a b c d e f g")
+def seven(ax, ah, s):
+    sums = (tanh(getattr(ax, gate) + getattr(ah, gate)) for gate in "abcdefg")
+    return sum(sums) * (1 / 7)
+
+
+def test_cells_of_which_no_tile_fits_are_refused():
+    """Forward a tile holds all gates of its units, and these GPUs have 99 KB of shared memory."""
+    small, refused = Device(89, 128, 99 * 1024), "fused: a tile of 16 units, with the 7 gates .* does not fit into"
+    asked = Problem(seven, 64, 50, 16, 1, "float32", False, False)
+    assert re.match(refused, schedules.candidates(asked, small)[1]["fused"])
+    with pytest.raises(ValueError, match=f"schedule: {refused}"):
+        schedules.choose(asked, small, "fused")
+    assert schedules.choose(asked, H100, "fused")[0].schedule == "fused"
+    assert schedules.choose(replace(asked, backward=True), small, "fused")[0].schedule == "fused"

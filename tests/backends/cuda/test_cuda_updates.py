@@ -318,7 +318,8 @@ def step_only(recording, step):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_step_of_a_stepper_is_one_graph(dtype, monkeypatch):
     """The bits of steps that are not recorded, whatever happens to rows, states and weights between them."""
-    steppers = [language_model(cuda_ops(graphs=graphs, checked=False), "lstm", dtype=dtype).stepper(3) for graphs in (16, 0)]
+    devices = [cuda_ops(graphs=graphs, checked=False) for graphs in (16, 0)]
+    steppers = [language_model(ops, "lstm", dtype=dtype).stepper(3) for ops in devices]
     ids, launched, launch = np.resize(TEXT, (12, 3)), [], StepGraph.run
     monkeypatch.setattr(StepGraph, "run", lambda self, x: launched.append(x) or launch(self, x))
     for k, x in enumerate(ids):

@@ -73,6 +73,9 @@ def fused_candidates(problem, device):
         return f"fused {refused}"
     sizes = itertools.product(UNITS, SEQUENCES, CLUSTERS if device.clusters and device.capability >= 90 else (1,))
     found = [tile for tile in (fused_tile(problem, device, *size) for size in sizes) if tile]
+    if not found:
+        tile = f"a tile of {UNITS[0]} units, with the {problem.products} gates of each that multiply h,"
+        return f"fused: {tile} does not fit into the registers and {device.shared_bytes // 1024} KB of a thread block"
     return sorted(found, key=lambda tile: tile.seconds)[:OFFERED]
 
 
