@@ -356,6 +356,8 @@ class Loop:
 
         marks: its last arguments.
         """
+        if not self.B:
+            return
         first, options, words, epochs = self.plan.launches[which]
         launch, sizes = self.ops.kernels.launch, (self.T, self.B, self.H)
         if words is None:

@@ -111,7 +111,7 @@ class LoopPlan:
         types = (cell_type(self.cell), c_type(self.dtype), *block.types, *marked_types(self.shape.marked))
         tiles, options = -(-B // block.rows), {"shared": block.shared, "struct": self.cell.struct}
         where = f"{block.kernel}.cu", f"{block.kernel}_{which}", types
-        if block.schedule == "block" or not tiles:
+        if block.schedule == "block":
             return Launch((*where, (tiles, block.parts, self.D), (block.threads,)), options)
         if block.schedule == "cluster":
             return Launch((*where, (self.D, block.blocks, block.groups), (block.threads,)), options, 0)

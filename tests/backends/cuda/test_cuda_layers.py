@@ -17,7 +17,7 @@ import gpurnn
 from gpurnn import check
 from gpurnn.backends.cuda import step_graphs
 from gpurnn.backends.cuda.loop_plan import LoopShape
-from gpurnn.backends.cuda.schedules import Device, Problem
+from gpurnn.backends.cuda.schedules import FINDERS, Device, Problem
 from gpurnn.backends.cuda.streams import CudaStreams
 from gpurnn.backends.sources import kernel_source
 from gpurnn.check import CELLS, OPTIONS, Batch
@@ -302,6 +302,16 @@ def test_an_empty_batch_and_no_steps():
     for T, B in ((0, 2), (3, 0), (0, 0)):
         for kind in CELLS:
             compare(kind, cuda_ops(), "float32", T, B)
+
+
+@pytest.mark.parametrize("schedule", FINDERS)
+def test_an_empty_batch_in_every_schedule(schedule):
+    """Nothing is launched, and the plan names the schedule all the same."""
+    ops = cuda_ops()
+    ops.device.limits = replace(ops.device.limits, multiprocessors=8)
+    for T in (3, 0):
+        compare("lstm", ops, "float16", T, 0, H=20, bidirectional=True, schedule=schedule)
+    assert build("lstm", ops, "float16", H=20, schedule=schedule).plan(3, 0).schedule == schedule
 
 
 def test_two_runs_give_equal_bits():
