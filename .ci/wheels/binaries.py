@@ -43,6 +43,14 @@ def faults(found):
         yield f"it needs {', '.join(missing)}"
 
 
+def places(path, folders):
+    """Which of the folders of a build a library names, as sentences: it would have other bytes in other folders."""
+    content = Path(path).read_bytes()
+    for folder in folders:
+        if str(folder).encode() in content:
+            yield f"it holds the path {folder}"
+
+
 _SYSTEM_LOWER = {name.lower() for name in _SYSTEM}
 
 

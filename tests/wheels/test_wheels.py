@@ -62,6 +62,43 @@ def test_equal_content_gives_equal_bytes(pure, tmp_path):
     assert same.name == pure.name and set(packing.read(same)) == set(packing.read(pure))
 
 
+def test_wheels_of_two_builds_are_compared(pure, tmp_path):
+    """Where they differ is said: in which file, from which byte on, or in how they are stored."""
+    (tmp_path / "other").mkdir()
+    library = tmp_path / "library"
+    library.write_bytes(bytes(3000))
+    one = packing.write(pure, TARGETS[0], library, tmp_path)
+    other = packing.write(pure, TARGETS[0], library, tmp_path / "other")
+    assert list(packing.differences(one, other)) == []
+    library.write_bytes(bytes(2999) + b"1")
+    packing.write(pure, TARGETS[0], library, other.parent)
+    name = f"gpurnn/{TARGETS[0].library}: different from byte 2,999 on"
+    record, found = packing.differences(one, other)
+    assert found == name and record.startswith("gpurnn-0.1.0.dist-info/RECORD: different from byte ")
+    files = packing.read(one)
+    with zipfile.ZipFile(other, "w") as wheel:
+        for name in files:
+            wheel.writestr(zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0)), files[name])
+    assert list(packing.differences(one, other)) == ["the same files, stored in another way"]
+    with zipfile.ZipFile(other, "a") as wheel:
+        wheel.writestr("more", "")
+    assert list(packing.differences(one, other)) == ["more: only one of the two has it"]
+    other.unlink()
+    assert list(packing.differences(one, other)) == [f"there is no {other}"]
+
+
+def test_a_library_names_no_folder_of_its_build(tmp_path):
+    """As one for macOS does by default: its own path."""
+    library = tmp_path / "library"
+    library.write_bytes(b"\xcf\xfa\xed\xfe" + bytes(24) + b"@rpath/_native.dylib\0/elsewhere\0")
+    folders = tmp_path / "pieces", tmp_path / "sources"
+    assert list(binaries.places(library, folders)) == []
+    library.write_bytes(bytes(9) + f"{folders[1]}/_native.dylib".encode())
+    assert list(binaries.places(library, folders)) == [f"it holds the path {folders[1]}"]
+    names = [flag for target in TARGETS for flag in target.flags if target.library.endswith(".dylib")]
+    assert names == ["-Wl,-install_name,@rpath/_native.dylib"] * 2
+
+
 def test_every_platform_has_a_wheel_of_its_own():
     tags = [tag for target in TARGETS for tag in target.tags]
     assert len(set(tags)) == len(tags) and len({target.name for target in TARGETS}) == len(TARGETS) == 8
