@@ -6,7 +6,6 @@ its tag has.
 
 import shutil
 import subprocess
-import zipfile
 from pathlib import Path
 
 PREFIX = "gpurnn_native_"
@@ -18,6 +17,8 @@ _SYSTEM = (
 # What Zig's linker, which knows no list of exports, exports of every library for macOS: operators new and delete of its
 # C++ runtime, all sizes and alignments of them, and two names that are no functions.
 _MACOS = ("_Zna", "_Znw", "_Zda", "_Zdl", "__dso_handle", "_mh_dylib_header")
+# The newest version of a C library or system that a library may ask for: that of its wheel's tag.
+_OLDEST = {"glibc": (2, 17), "musl": (), "macOS": (11, 0), "Windows": (10, 0)}
 _UCRT = "api-ms-win-crt-"  # a part of Windows since version 10
 
 
@@ -37,6 +38,13 @@ def faults(found):
     ]
     if not found["exports"]:
         yield "it exports nothing"
+    name, _, version = found["oldest"].partition(" ")
+    if tuple(map(int, version.split(".") if version else ())) > _OLDEST[name]:
+        yield f"it needs {found['oldest']}"
+    if not found["stripped"]:
+        yield "it has symbols of its inside"
+    if (found["kind"], found["machine"]) == ("Mach-O, not signed", "arm64"):
+        yield "it is not signed, which processors by Apple ask for"
     if strangers:
         yield f"it exports {', '.join(strangers)}"
     if missing:
@@ -120,9 +128,3 @@ def audit(wheel):
     if done.returncode:  # it may not know the wheel's C library where that is not this machine's
         return f"nothing: {(done.stderr.strip() or 'no message').splitlines()[-1]}"
     return " ".join(done.stdout.split())
-
-
-def unpack(wheel, name, folder):
-    """Extract one file of a wheel; its path."""
-    with zipfile.ZipFile(wheel) as archive:
-        return archive.extract(name, folder)

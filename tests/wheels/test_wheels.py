@@ -106,16 +106,26 @@ def test_every_platform_has_a_wheel_of_its_own():
     assert {"win_amd64", "win_arm64", "musllinux_1_2_x86_64", "musllinux_1_2_aarch64"} < set(tags)
 
 
-@pytest.mark.parametrize("kind, exports, needs, fault", [
-    ("PE", ["gpurnn_native_level"], ["libc.so.6", "KERNEL32.dll", "api-ms-win-crt-heap-l1-1-0.dll"], []),
-    ("ELF", [], [], ["it exports nothing"]),
-    ("ELF", ["gpurnn_native_level", "_Znwm"], ["ld-linux-x86-64.so.2"], ["it exports _Znwm"]),
-    ("Mach-O, signed", ["gpurnn_native_level", "_Znwm", "__dso_handle"], [], []),
-    ("Mach-O, signed", ["gpurnn_native_level", "_stranger"], [], ["it exports _stranger"]),
-    ("ELF", ["gpurnn_native_level"], ["libstdc++.so.6", "libc.so"], ["it needs libstdc++.so.6"]),
+FAULTLESS = {"kind": "ELF", "machine": "x86_64", "exports": ["gpurnn_native_level"], "needs": ["libc.so.6"],
+             "oldest": "glibc 2.17", "stripped": True}  # fmt: skip
+
+
+@pytest.mark.parametrize("changed, fault", [
+    ({}, []),
+    ({"kind": "PE", "needs": ["KERNEL32.dll", "api-ms-win-crt-heap-l1-1-0.dll"], "oldest": "Windows 6.0"}, []),
+    ({"exports": []}, ["it exports nothing"]),
+    ({"exports": ["gpurnn_native_level", "_Znwm"], "needs": ["ld-linux-x86-64.so.2"]}, ["it exports _Znwm"]),
+    ({"kind": "Mach-O, signed", "exports": ["gpurnn_native_level", "_Znwm", "__dso_handle"]}, []),
+    ({"kind": "Mach-O, signed", "exports": ["gpurnn_native_level", "_stranger"]}, ["it exports _stranger"]),
+    ({"kind": "Mach-O, not signed", "oldest": "macOS 11.0"}, []),
+    ({"kind": "Mach-O, not signed", "oldest": "macOS 11.1", "machine": "arm64"},
+     ["it needs macOS 11.1", "it is not signed, which processors by Apple ask for"]),
+    ({"needs": ["libstdc++.so.6", "libc.so"], "oldest": "musl"}, ["it needs libstdc++.so.6"]),
+    ({"oldest": "glibc 2.4"}, []),
+    ({"oldest": "glibc 2.28", "stripped": False}, ["it needs glibc 2.28", "it has symbols of its inside"]),
 ])  # fmt: skip
-def test_faults_of_a_library(kind, exports, needs, fault):
-    assert list(binaries.faults({"kind": kind, "exports": exports, "needs": needs})) == fault
+def test_faults_of_a_library(changed, fault):
+    assert list(binaries.faults(FAULTLESS | changed)) == fault
 
 
 def test_the_conda_recipe_asks_for_the_same(monkeypatch):
