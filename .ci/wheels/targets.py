@@ -24,7 +24,8 @@ class Target(NamedTuple):
 _EXPORTS = "-Wl,--version-script={exports}"  # without it the library offers its operators new and delete to others
 _ELF = (_EXPORTS, "-Wl,-z,noexecstack")
 # A library for macOS holds the name by which programs find it. Without this one it is the path of the build's folder.
-_MACHO = ("-Wl,-install_name,@rpath/_native.dylib",)
+# -x: without the names of functions inside, which -s alone leaves there.
+_MACHO = ("-Wl,-install_name,@rpath/_native.dylib", "-Wl,-x")
 
 
 def _linux(machine, pieces):

@@ -95,8 +95,8 @@ def test_a_library_names_no_folder_of_its_build(tmp_path):
     assert list(binaries.places(library, folders)) == []
     library.write_bytes(bytes(9) + f"{folders[1]}/_native.dylib".encode())
     assert list(binaries.places(library, folders)) == [f"it holds the path {folders[1]}"]
-    names = [flag for target in TARGETS for flag in target.flags if target.library.endswith(".dylib")]
-    assert names == ["-Wl,-install_name,@rpath/_native.dylib"] * 2
+    flags = [target.flags for target in TARGETS if target.library.endswith(".dylib")]
+    assert flags == [("-Wl,-install_name,@rpath/_native.dylib", "-Wl,-x")] * 2
 
 
 def test_every_platform_has_a_wheel_of_its_own():
