@@ -86,7 +86,7 @@ def _macho(path):
 
     file = MachO(str(path))
     (header,) = file.headers
-    needs, oldest, signed, inside = [], None, False, 0
+    needs, oldest, signed = [], None, False
     for load, command, data in header.commands:
         if load.cmd == mach_o.LC_LOAD_DYLIB:
             needs.append(data.rstrip(b"\0").decode())
@@ -96,10 +96,10 @@ def _macho(path):
             oldest = f"macOS {command.version >> 16}.{command.version >> 8 & 255}"
         elif load.cmd == mach_o.LC_CODE_SIGNATURE:
             signed = True
-        elif load.cmd == mach_o.LC_DYSYMTAB:
-            inside = command.nlocalsym
     machine = {mach_o.CPU_TYPE_ARM64 if hasattr(mach_o, "CPU_TYPE_ARM64") else 0x100000C: "arm64"}
-    names = [name.decode().removeprefix("_") for _, name in SymbolTable(file).extdefsyms]
+    table = SymbolTable(file)
+    names = [name.decode().removeprefix("_") for _, name in table.extdefsyms]
+    inside = [name for _, name in table.localsyms if not name.endswith(b"__thunk")]  # which the linker itself adds
     kind = "Mach-O, signed" if signed else "Mach-O, not signed"
     return _facts(kind, machine.get(header.header.cputype, "x86_64"), names, needs, oldest, not inside)
 
