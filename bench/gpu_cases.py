@@ -81,6 +81,12 @@ SMOKE = (
     # clusters of thread blocks, of which a rehearsal has none
     Smoke("lstm", "cluster", "bfloat16", H=256, bidirectional=True),
     Smoke("gru", "cluster", "float32", "tf32", H=384, ragged=True),
+    # two tiles at once
+    Smoke("lstm", "grid_mma", "bfloat16", B=64, H=1024),
+    # a launch for each timestep, of which all but the first begin early, in graphs and not
+    Smoke("lstm", "fused", "bfloat16", T=150, B=70, H=300, bidirectional=True),
+    Smoke("gru", "fused", "float32", B=40, H=260, ragged=True),
+    Smoke("gru", "fused", "float32", "tf32", H=384, ragged=True),
 )
 
 
@@ -101,6 +107,7 @@ def _headline():
         *(layer("lstm", 512, B, H, kind) for kind in (single, brain) for B in (16, 128) for H in (128, 129)),
         *(layer("lstm", 512, B, 1024, brain) for B in (64, 128)),
         *(layer("lstm", 512, B, 1024, single) for B in (16, 64)),
+        layer("lstm", 512, 64, 2048, brain),  # whose weights fit on no GPU at once
         *(layer("lstm", 512, 32, 512, kind, ragged=True) for kind in (single, brain)),
         Case("lstm", 50, 50, 128, 128, L=2, V=65, what="step"),  # a language model of characters
     )

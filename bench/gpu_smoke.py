@@ -7,7 +7,7 @@ import numpy as np
 
 import gpurnn
 from gpurnn.backends.cuda import schedules
-from gpurnn.backends.cuda.launch import kernel_of
+from gpurnn.backends.cuda.launch import kernels_of
 from gpurnn.backends.cuda.ops import CudaOps
 from gpurnn.backends.cuda.schedules import tuning
 from gpurnn.dtypes import EPSILON
@@ -57,9 +57,9 @@ def kernels(case, ops):
 
     ops = ops.with_precision(case.precision)
     wanted = getattr(case, "schedule", "auto")
-    found = [kernel_of(problem, ops.candidate(problem, wanted)) for problem in problems(case)]
+    found = [name for problem in problems(case) for name in kernels_of(problem, ops.candidate(problem, wanted))]
     cells = {problem.cell for problem in problems(case)}
-    return [name for name in found if name] + kernel_names((case.dtype,), tuple(cells))
+    return found + kernel_names((case.dtype,), tuple(cells))
 
 
 def chosen(case, ops):

@@ -103,6 +103,7 @@ TESTS = {
         "test_cuda_block.py",
         "test_cuda_grid.py",
         "test_cuda_cluster.py",
+        "test_cuda_fused.py",
         "test_tuning.py",
         "test_device.py",
     ],  # fmt: skip

@@ -28,6 +28,7 @@ import numpy as np
 
 from .._typing import Array, Backend
 from ..errors import BackendError
+from .cuda.libraries import driver as _load_driver
 from .dual.array import Dual
 from .dual.ops import DUAL_OPS
 
@@ -294,11 +295,6 @@ def _cuda_problem():
         except OSError as error:
             return str(error)
     return problem
-
-
-def _load_driver():
-    """Load the CUDA driver's library. Raises OSError where there is none."""
-    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
 def _driver_cuda_version():

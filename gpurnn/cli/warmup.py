@@ -28,15 +28,13 @@ def command(dtypes, cells, hidden, batches, bidirectional, tf32):
     from tqdm import tqdm
 
     from ..backends import get_backend
-    from ..backends.cuda.launch import kernel_names, kernel_of
+    from ..backends.cuda.launch import kernel_names, kernels_of
     from ..backends.cuda.schedules.tuning import CELLS, problems
 
     ops = get_backend("cuda")
     names = kernel_names(dtypes or DTYPES)
     for problem in problems(cells or CELLS, hidden, batches or (1,), dtypes or DTYPES, 1 + bidirectional, tf32):
-        name = kernel_of(problem, ops.candidate(problem))
-        if name:
-            names.append(name)
+        names += [name for name in kernels_of(problem, ops.candidate(problem)) if name not in names]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler does not hold Python's lock
         compiled = pool.map(lambda name: ops.device.compile(*name), names)
         for name, _ in zip(names, tqdm(compiled, total=len(names), unit=" kernels", disable=None), strict=True):

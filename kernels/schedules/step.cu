@@ -72,7 +72,10 @@ __global__ void step_forward(
                           {marks, reset_h, reset_others}};
     const ForwardPlace<T> at(a, pos, s);
     const StepMarks now = marks_of<MARKED>(pos, lengths, marks, T_, B, reverse);
-    if (now.held) return hold<Cell>(a, pos, now, at);
+    if (now.held) {
+        hold<Cell>(a, pos, now, at);
+        return;
+    }
     ForwardIn<Cell, real> in;
     ForwardOut<Cell, real> out;
     read(a, pos, now, at, in);
@@ -194,18 +197,19 @@ __global__ void step_backward(
     const Backward<T> a = {T_, B, H, W, mask_steps, own, mask, gates, h, others, doutput, dm, dh, dothers, d_now,
                            {marks, reset_h, reset_others, dreset_h, dreset_others}};
     const StepMarks now = marks_of<MARKED>(pos, lengths, marks, T_, B, reverse);
+    const BackwardPlace<T> at(a, pos);
     BackwardOut<Cell, real> out;
-    if (now.next_reset) reset_gradients<Cell>(a, pos);
+    if (now.next_reset) reset_gradients<Cell>(a, pos, at);
     if (now.held) {
-        if (now.shown) add_shown(a, pos);
+        if (now.shown) add_shown(a, at);
         for (int k = 0; k < Cell::preactivations; k++) out.d[k] = real(0);
     } else {
         BackwardIn<Cell, real> in;
-        read(a, pos, now, in);
+        read(a, pos, now, at, in);
         Cell::backward(in, out);
-        write_dstate(a, pos, out);
+        write_dstate(a, pos, at, out);
     }
-    write_d(a, pos, out);
+    write_d(a, pos, at, out);
 }
 
 // The mirror of step_inner, after the product d W that gives the gradient of what step_inner made. Past the end nothing
@@ -242,15 +246,15 @@ __global__ void step_inner_backward(
     if (now.held) return;
     const Backward<T> a = {T_, B, H, W, mask_steps, own, mask, gates, h, others, nullptr, nullptr, dh, dothers, d_now,
                            {marks, reset_h, reset_others}};
+    const BackwardPlace<T> at(a, pos);
     BackwardIn<Cell, real> in;
     BackwardOut<Cell, real> out;
-    read(a, pos, now, in);
-    const T* row = a.row(pos);
-    for (int k = 0; k < Cell::preactivations; k++) out.d[k] = real(row[(size_t)k * H]);
+    read(a, pos, now, at, in);
+    for (int k = 0; k < Cell::preactivations; k++) out.d[k] = real(at.row[(size_t)k * H]);
     for (int k = 0; k < Cell::states; k++) out.dstate[k] = in.dstate[k];
     Cell::backward_inner(in, d_inner[((size_t)pos.d * B + pos.b) * H + pos.j], out);
-    write_dstate(a, pos, out);
-    write_d<Cell, true>(a, pos, out);
+    write_dstate(a, pos, at, out);
+    write_d<Cell, true>(a, pos, at, out);
 }
 
 // The mirror of step_project, before the product dm = dh' W_hr. The complete gradient with respect to h' moves from dh to

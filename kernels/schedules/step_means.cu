@@ -115,9 +115,10 @@ __global__ void __launch_bounds__(THREADS) step_means_backward(
         const Position pos(T_, H, s, reverse, threadIdx.x + u * THREADS, b);
         for (int k = 0; k < Cell::preactivations; k++) out[0][u].d[k] = real(0);
         if (!pos.inside) continue;
-        if (now.next_reset) reset_gradients<Cell>(a, pos);
-        if (!now.held) read(a, pos, now, in[0][u]);
-        else if (now.shown) add_shown(a, pos);
+        const BackwardPlace<T> at(a, pos);
+        if (now.next_reset) reset_gradients<Cell>(a, pos, at);
+        if (!now.held) read(a, pos, now, at, in[0][u]);
+        else if (now.shown) add_shown(a, at);
     }
     auto valid = [&](int, int u) { return int(threadIdx.x) + u * THREADS < H; };
     if (!now.held) backward_means<SequenceUnits>(in, out, valid, parts, H);
@@ -125,10 +126,11 @@ __global__ void __launch_bounds__(THREADS) step_means_backward(
     for (int u = 0; u < U; u++) {
         const Position pos(T_, H, s, reverse, threadIdx.x + u * THREADS, b);
         if (!pos.inside) continue;
+        const BackwardPlace<T> at(a, pos);
         if (!now.held) {
             backward_stage<Cell::back_stages - 1, Cell, real>(in[0][u], out[0][u]);
-            write_dstate(a, pos, out[0][u]);
+            write_dstate(a, pos, at, out[0][u]);
         }
-        write_d(a, pos, out[0][u]);
+        write_d(a, pos, at, out[0][u]);
     }
 }

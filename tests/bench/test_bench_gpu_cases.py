@@ -29,12 +29,12 @@ def all_records(**changed):
 
 
 def test_the_lists_are_what_they_should_be():
-    assert len(SMOKE) == 31 and {(case.cell, case.kernel) for case in SMOKE[:24]} == {
+    assert len(SMOKE) == 35 and {(case.cell, case.kernel) for case in SMOKE[:24]} == {
         (cell, kernel) for cell in ("lstm", "gru") for kernel in KERNELS
     }
     assert any(case.norm and case.I == 3 and case.H == 32 for case in SMOKE)
     assert any(case.ragged and case.dtype == "bfloat16" for case in SMOKE) and any(case.bidirectional for case in SMOKE)
-    assert len(HEADLINE) == len(set(HEADLINE)) == 31 and set(PROBES) <= set(MEASUREMENTS)
+    assert len(HEADLINE) == len(set(HEADLINE)) == 32 and set(PROBES) <= set(MEASUREMENTS)
     for case in (*SMOKE, *HEADLINE):
         assert from_dict(json.loads(json.dumps(case.as_dict()))) == case
         assert small(case).H < 60
@@ -48,13 +48,13 @@ def test_part_b_follows_part_a():
     assert decision == "everything was right in part A" and not any(item.group == "headline" for item in items)
     assert {"ablation", "profile", "tune", "tests"} == {item.group for item in items} <= ends.keys()
     items, _, decision = gpu_items.part_b(False, [])
-    assert "THERE IS NO PART A" in decision and len([item for item in items if item.group == "headline"]) == 31
+    assert "THERE IS NO PART A" in decision and len([item for item in items if item.group == "headline"]) == 32
     rows = all_records(headline="left out")
     rows[5]["status"] = "wrong"
     items, ends, decision = gpu_items.part_b(False, rows)
     assert decision.startswith("1 not right in part A") and SMOKE[5].name in decision
     groups = [item.group for item in items]
-    assert groups[:2] == ["sanitizer"] * 2 and groups[-31:] == ["headline"] * 31 and set(groups) <= ends.keys()
+    assert groups[:2] == ["sanitizer"] * 2 and groups[-32:] == ["headline"] * 32 and set(groups) <= ends.keys()
     assert 5 <= groups.count("variants") <= 12
 
 
@@ -84,7 +84,7 @@ def test_part_b_reads_only_its_own_kind(tmp_path):
         on_gpu.run_part("B", 0.2, tmp_path, rehearsal, choose)
     for number in on_gpu.SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    assert [len(before) for before in seen] == [62, 0]
+    assert [len(before) for before in seen] == [67, 0]
 
 
 # ---- right and wrong
@@ -197,14 +197,14 @@ def test_results_become_a_document_and_a_table(tmp_path):
     assert done.exit_code == 0, done.output
     document = load(out)
     assert document["environment"]["cudnn"] == 91000 and document["environment"]["nvrtc"] == [13, 0]
-    assert document["ceilings"]["gpu"]["step"] == {"grid": 1e-6} and len(document["smoke"]) == 31
+    assert document["ceilings"]["gpu"]["step"] == {"grid": 1e-6} and len(document["smoke"]) == 35
     page = tmp_path / "page.md"
     marks = ("gpu.json", "gpu.json gpurnn-cuda torch-cuda", "gpu.json probe")
     page.write_text("".join(f"<!-- bench {mark} -->\nold\n<!-- end -->\n" for mark in marks))
     assert CliRunner().invoke(main, ["readme", str(page), "--results", str(out.parent)]).exit_code == 0
     text = page.read_text()
     assert "a GPU, driver 580, CUDA 13000, CuPy 14" in text and "cuDNN 91000" in text and "old" not in text
-    assert "31 of 31 layers agree with float64, forward and backward." in text
+    assert "35 of 35 layers agree with float64, forward and backward." in text
     assert f"| {HEADLINE[0].name} | 1,000 us" in text and "3,000 us 3.00x" in text and "failed" in text
     assert "| 16, 768 | 3.00" in text and "| hop_all | 8 blocks: 1,000 ns |" in text
 

@@ -412,9 +412,9 @@ class EmulatedDevice(CupyDevice):
             self._loaded[file, expression, struct] = self.emulator.load(source, name=expression, file=file)
         kernel = self._loaded[file, expression, struct]
 
-        def launch(grid, block, args, shared_mem=0, cooperative=False):
+        def launch(grid, block, args, shared_mem=0, cooperative=False, dependent=False):
             def run(*args):
-                kernel(grid, block, args, shared_mem=shared_mem, cooperative=cooperative)
+                kernel(grid, block, args, shared_mem=shared_mem, cooperative=cooperative, dependent=dependent)
 
             if self.xp.cuda.captured is not None:
                 self.xp.record(run, args)

@@ -55,6 +55,7 @@ class _Launch(ctypes.Structure):
         ("tensor_block", ctypes.c_int32),
         ("tensor_bits", ctypes.c_int32),
         ("asynchronous", ctypes.c_uint32),
+        ("dependent", ctypes.c_uint32),
         ("gaps", ctypes.POINTER(ctypes.c_uint32)),
         ("gap_count", ctypes.c_uint32),
     ]
@@ -173,7 +174,7 @@ class Kernel:
         self.entry = ctypes.cast(getattr(library, "k_" + cpp_name(kernel.name)), ctypes.c_void_p)
         self.printed = ""  # by printf in the latest launch
 
-    def __call__(self, grid, block, args, *, shared_mem=0, cooperative=False):
+    def __call__(self, grid, block, args, *, shared_mem=0, cooperative=False, dependent=False):
         emulator, info = self.emulator, self.info
         grid, block = _three("grid", grid), _three("block", block)
         self._check_launch(grid, block, shared_mem)
@@ -183,6 +184,7 @@ class Kernel:
             grid, block, info.cluster, shared_mem, info.shared + shared_mem, info.window + shared_mem,
             cooperative, POLICIES.index(emulator.policy), emulator.residency, emulator.seed, 2_000_000_000,
             emulator.preemption if emulator.policy == "random" else 0.0, *emulator.cut, info.asynchronous,
+            dependent,
             (ctypes.c_uint32 * len(gaps))(*gaps), len(gaps) // 2,
         )  # fmt: skip
         error = ctypes.create_string_buffer(2048)

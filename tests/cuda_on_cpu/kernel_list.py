@@ -3,12 +3,12 @@
 import itertools
 
 from gpurnn.backends.cuda import schedules
-from gpurnn.backends.cuda.launch import kernel_names, kernel_of
+from gpurnn.backends.cuda.launch import kernel_names, kernels_of
 from gpurnn.cells import CELLS
 from gpurnn.dtypes import C_NAMES
 
 # .cu file -> first architecture, where it uses what older ones have not
-FIRST = {"block_mma.cu": 80, "grid_mma.cu": 80, "cluster.cu": 90}
+FIRST = {"block_mma.cu": 80, "grid_mma.cu": 80, "cluster.cu": 90, "fused.cu": 80}
 
 # .cu file -> name expressions
 KERNELS = {}
@@ -29,8 +29,9 @@ for _cell, _dtype, _backward, _device in itertools.product(CELLS.values(), C_NAM
                 candidate
                 for candidate in schedules.candidates(_work, _device)[0]
                 if candidate.schedule == _schedule
-                and (_precision != "float32" or "mma" in getattr(candidate, "kernel", ""))
+                and (_schedule != "fused" or not candidate.waits)  # clusters: test_cuda_fused.py
+                and (_precision != "float32" or any(n in getattr(candidate, "kernel", "") for n in ("mma", "fused")))
             ]
-            _file, _expression, _ = _ways and kernel_of(_work, _ways[0]) or (None, None, None)
-            if _file and _expression not in KERNELS.setdefault(_file, []):
-                KERNELS[_file].append(_expression)
+            for _file, _expression, _ in kernels_of(_work, _ways[0]) if _ways else ():
+                if _expression not in KERNELS.setdefault(_file, []):
+                    KERNELS[_file].append(_expression)

@@ -115,6 +115,15 @@ static std::map<uint64_t, std::vector<uint32_t>> free_regions;  // by size in pa
 static std::vector<uint8_t*> free_stacks;
 static uint32_t clock_base = 1;
 
+// A dependent launch may begin before the one before it has ended. Here it never does; but until a thread has waited for that, it
+// may touch nothing that the launch before writes, and write nothing that it reads. Where a launch lets the next one begin
+// before it has waited itself, the one before it may still run, too.
+static uint32_t concurrent_base = 1;  // clocks from here to clock_base are of launches that may still run
+static bool chained;
+
+extern "C" void wait_for_launch_before() { current->waited = true; }
+extern "C" void let_next_launch_begin() { chained |= launch.dependent && !current->waited; }
+
 static Region* region_of(uint64_t address) {
     const uint64_t offset = address - (uint64_t)arena;
     return offset < ARENA && page_region[offset / PAGE] ? &regions[page_region[offset / PAGE]] : nullptr;
@@ -425,6 +434,13 @@ static void enter(Region& region, uint64_t offset, uint32_t bytes, bool reads, b
         if (reads && !cell.write.initialised)
             stop("uninitialised: read of %s at byte %llu of %llu at @%u@%s", region.name.c_str(), (unsigned long long)(k * granule),
                  (unsigned long long)region.bytes, line, whom().c_str());
+        if (launch.dependent && !current->waited) {
+            const auto concurrent = [](const Access& before) { return before.clock >= concurrent_base && before.clock < clock_base; };
+            const bool read = writes && (concurrent(cell.read[0]) || concurrent(cell.read[1]));
+            if (concurrent(cell.write) || read)
+                stop("race: %s of %s at byte %llu at @%u@%s is not ordered after the launch before, which %s it", KINDS[writes],
+                     region.name.c_str(), (unsigned long long)(k * granule), line, whom().c_str(), read ? "reads" : "writes");
+        }
         if (clashes(cell.write, false)) race(region, k * granule, cell.write, true, writes, atomic, line);
         if (writes) {
             for (Access& read : cell.read)
@@ -1363,6 +1379,8 @@ static void end_launch() {
     all_clusters.clear();
     ready.clear();
     current = nullptr;
+    if (!chained) concurrent_base = clock_base;
+    chained = false;
     clock_base += highest_clock + 1;  // older entries in the histories are from earlier launches: ordered
 }
 

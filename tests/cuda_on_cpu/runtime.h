@@ -55,6 +55,7 @@ struct Thread {
     // cp.async
     std::vector<Copy> copies;
     uint32_t copy_group;
+    bool waited;  // for the launch before, by griddepcontrol.wait
     // happens-before
     Clock clock, fenced[3], pending[3];  // at the last fence of each scope; read by relaxed loads since
 };
@@ -77,6 +78,7 @@ struct Launch {
     double preemption;
     int32_t tensor_block, tensor_bits;  // how mma adds, see add_products
     uint32_t asynchronous;  // whether the kernel has asynchronous stores
+    uint32_t dependent;     // whether it may begin before the launch before has ended
     const uint32_t* gaps;  // (from, to) offsets in the window between its variables
     uint32_t gap_count;
 };
@@ -93,6 +95,8 @@ uint8_t* atomic_store(Space, uint64_t address, uint32_t bytes, Semantics, Scope,
 uint8_t* atomic_begin(Space, uint64_t address, uint32_t bytes, Semantics, Scope, uint32_t line);
 void atomic_end(uint8_t* p, Semantics, Scope, bool changed);
 void fence(Scope);
+void wait_for_launch_before();
+void let_next_launch_begin();
 uint64_t shared_to_generic(uint64_t address, uint32_t line);
 uint64_t generic_to_shared(uint64_t address, uint32_t line);
 uint64_t map_shared(uint64_t address, uint32_t rank, uint32_t line);

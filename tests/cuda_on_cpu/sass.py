@@ -20,13 +20,15 @@ from gpurnn.backends.cuda.libraries import wheel_folders
 # arXiv 2501.12084 (shared memory 29, L2 263), arXiv 1804.06826 (shuffles, special functions, conversions).
 LATENCY = {"LDS": 29, "LDSM": 33, "LDG": 263, "LD": 263, "MUFU": 23, "SHFL": 24, "F2F": 14, "F2FP": 6, "I2F": 14,
            "S2R": 20, "STS": 12, "STG": 12, "ST": 12, "BAR": 30, "MEMBAR": 31, "LDC": 30}  # fmt: skip
+READ = 20  # cycles until an instruction of the memory pipeline has read its operands: a guess
 # MEMBAR: 500 cycles, once in 16 timesteps.
 ISSUE_HMMA = 6.26  # cycles from one HMMA of a scheduler to the next: published for an H100
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """stall: cycles until the next one may issue. sets: scoreboards that it sets. waits: those that it waits for."""
+    """stall: cycles until the next one may issue. sets: the scoreboard that it sets until its result is there, and the
+    one until it has read its operands, or None. waits: those that it waits for."""
 
     op: str
     stall: int
@@ -71,7 +73,7 @@ def instructions(text, name):
 def _decode(op, control):
     stall, write, read, wait = control & 15, control >> 5 & 7, control >> 8 & 7, control >> 11 & 63
     return Instruction(
-        op, stall, tuple(one for one in (write, read) if one < 6), tuple(k for k in range(6) if wait >> k & 1)
+        op, stall, tuple(one if one < 6 else None for one in (write, read)), tuple(k for k in range(6) if wait >> k & 1)
     )
 
 
@@ -164,7 +166,8 @@ def timing(body, hop=0):
             if _is_sent(one) and not sending:
                 sending = True
                 sends.append(time)  # the first store counts: later ones empty old words, once in 16 timesteps
-            for scoreboard in one.sets:
-                ready[scoreboard] = max(ready[scoreboard], done)
+            for scoreboard, when in zip(one.sets, (done, min(done, time + READ)), strict=True):
+                if scoreboard is not None:
+                    ready[scoreboard] = max(ready[scoreboard], when)
             time += max(one.stall, 1) if not one.op.startswith("BAR") else LATENCY["BAR"]
     return Timing(time - start, waits, waited)

@@ -1,4 +1,4 @@
-"""What the machine code of the schedules block, grid and cluster says about a timestep on an H200: an ESTIMATE.
+"""What the machine code of all schedules but step says about a timestep on an H200: an ESTIMATE.
 
     pip install nvidia-cuda-nvdisasm
     PYTHONPATH=tests python -m cuda_on_cpu.steps --save steps.json > steps.md
@@ -6,7 +6,7 @@
     PYTHONPATH=tests python -m cuda_on_cpu.steps --only "lstm H768 B16"
 
 Each kernel is the one that the cost model would choose of its schedule. sass.py takes its time loop out of the machine
-code and adds up what one warp waits for.
+code and adds up what one warp waits for. A launch of `fused` is a timestep: it is taken whole.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from pathlib import Path
 
 from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.launch import kernel_of
-from gpurnn.backends.cuda.schedules.constants import CLUSTER_BYTES, CLUSTER_HOP
+from gpurnn.backends.cuda.schedules.constants import CLUSTER_BYTES, CLUSTER_HOP, EXCHANGE_BYTES, ONE_READS
+from gpurnn.backends.cuda.schedules.fused import PANEL, THREADS
 from gpurnn.backends.sources import kernel_source
 from gpurnn.cells import CELLS
 from gpurnn.dtypes import ITEMSIZE
@@ -28,6 +29,7 @@ from .gate import parse_log
 
 CLOCK = 1.98e9
 H200 = schedules.Device(90, 132, 227 * 1024, CLOCK)
+EDGE = 1.4e-6  # seconds from one launch of a graph to the next, published for an H100
 HOP = 0.6e-6  # seconds from a store to the poll that sees it: 0.56 to 0.65 us, published for an H100
 KINDS = {  # name -> dtype, how it is multiplied
     "float32": ("float32", {}), "fma": ("float32", {"fma": True}), "tf32": ("float32", {"tf32": True}),
@@ -50,7 +52,7 @@ def best(problem):
     found, _ = schedules.candidates(problem, H200)
     by_schedule = {}
     for candidate in found:
-        if candidate.schedule != "step":
+        if candidate.schedule != "step" and (candidate.schedule != "fused" or problem.B * problem.H >= 1 << 15):
             by_schedule.setdefault(candidate.schedule, candidate)
     return list(by_schedule.values())
 
@@ -61,7 +63,10 @@ def estimate(problem, candidate):
     program = nvrtc.compile(kernel_source(file, struct), file=file, arch=90, expressions=(expression,))
     name = program.lowered[expression]
     resources = parse_log(program.log)[name]
-    body, inner = sass.time_loop(*sass.instructions(sass.nvdisasm(program.cubin), name))
+    found = sass.instructions(sass.nvdisasm(program.cubin), name)
+    if candidate.schedule == "fused":
+        return {"kernel": expression} | _launch(problem, candidate, *found) | _fits(resources, candidate)
+    body, inner = sass.time_loop(*found)
     timing = sass.timing(body, round(_hop(problem, candidate)))
     loops = [body[begin:end] for begin, end in inner]
     count = len(body) + sum((_turns(problem, candidate, loop) - 1) * len(loop) for loop in loops)
@@ -75,8 +80,34 @@ def estimate(problem, candidate):
     return {
         "kernel": expression, "instructions": count, "waits": timing.waits, "waited": timing.waited,
         "cycles": round(cycles), "busy": round(busy), "bytes": exchanged(problem, candidate),
-        "registers": resources.registers, "spills": resources.spill_stores + resources.spill_loads,
-        "us": round(cycles / CLOCK * 1e6 * -(-tiles // at_once), 3), "model_us": round(candidate.seconds * 1e6, 3),
+        "us": round(cycles / CLOCK * 1e6 * -(-tiles // at_once), 3),
+    } | _fits(resources, candidate)  # fmt: skip
+
+
+def _fits(resources, candidate):
+    """The rest of a row: what the compiler and the cost model say."""
+    spills = resources.spill_stores + resources.spill_loads
+    return {"registers": resources.registers, "spills": spills, "model_us": round(candidate.seconds * 1e6, 3)}
+
+
+def _launch(problem, candidate, code, jumps):
+    """The row of a launch of ``fused``: its loop over panels, and the code before and behind it once."""
+    (U, R, C, _, parts), blocks = candidate.numbers, candidate.grid[0] * candidate.grid[1]
+    loops = [(to, at + 1) for at, to in jumps if to <= at and sass.products(code[to : at + 1])]
+    begin, end = min(loops, key=lambda loop: loop[1] - loop[0])
+    panel, rest = code[begin:end], code[:begin] + code[end:]
+    panels, cells = -(-candidate.panels // C), max(1, U * R // C // THREADS // 4)  # turns of up to four cells
+    stage = PANEL * (R + (U if problem.backward else problem.products * U)) * parts
+    matrix, warps = sum(one.op.startswith("HMMA") for one in panel), THREADS // 128
+    read = stage / min(ONE_READS, EXCHANGE_BYTES * max(1, H200.multiprocessors / blocks))
+    each = max(sass.timing(panel).cycles, warps * len(panel), warps * matrix * sass.ISSUE_HMMA, read)
+    timing = sass.timing(rest)
+    cycles = panels * each + max(timing.cycles, warps * len(rest)) * cells
+    waves = -(-blocks // H200.multiprocessors)
+    return {
+        "instructions": len(rest) * cells + panels * len(panel), "waits": timing.waits, "waited": timing.waited,
+        "cycles": round(cycles), "busy": round(panels * warps * max(len(panel), matrix * sass.ISSUE_HMMA)),
+        "bytes": panels * stage, "us": round((EDGE + waves * cycles / CLOCK) * 1e6, 3),
     }  # fmt: skip
 
 
@@ -119,7 +150,9 @@ instructions: of a warp in a timestep, all branches counted, so at most. waits: 
 an earlier one that takes longer than the instructions between; waited: the cycles of that, with published latencies and
 {hop:.2f} us for a number from another thread block, within a cluster {near} cycles and its bytes. cycles: of a
 timestep, the longer of that warp's and of what all warps issue; of a kernel that has two tiles at once those of both.
-bytes: that a thread block receives in it. us: at {clock:.2f} GHz, times the tiles that a group has one after another.
+bytes: that a thread block receives in it, of `fused` that it reads. us: at {clock:.2f} GHz, times the tiles that a
+group has one after another. `fused`, shown where B times H is 32768 or more, is a launch for each timestep: its us have
+{edge:.1f} us more, an edge of a graph.
 model: what the cost model says.
 
 | case | kernel | {columns} | model us |
@@ -128,7 +161,8 @@ model: what the cost model says.
 
 def print_table(rows, before, to=print):
     to(HEAD.format(
-        version=".".join(map(str, nvrtc.version())), hop=HOP * 1e6, near=CLUSTER_HOP, clock=CLOCK / 1e9,
+        version=".".join(map(str, nvrtc.version())), hop=HOP * 1e6, near=CLUSTER_HOP, edge=EDGE * 1e6,
+        clock=CLOCK / 1e9,
         columns=" | ".join(COLUMNS), lines="---:|" * len(COLUMNS),
         before="; before -> after a change, where a figure changed" if before else "",
     ))  # fmt: skip

@@ -541,6 +541,11 @@ def _(t, name, operands):
     return f"fence({'gpu' if scope == 'gl' else scope});"
 
 
+@form("griddepcontrol.{wait,launch_dependents}")
+def _(t, name, operands):
+    return "wait_for_launch_before();" if name.endswith("wait") else "let_next_launch_begin();"
+
+
 # ---- mbarriers and asynchronous stores
 
 _BARRIER = "shared{,::cta}.b64"

@@ -8,11 +8,12 @@ import numpy as np
 
 from ...errors import BackendError
 from .. import sources
-from . import cubins, cublas, nvrtc
+from . import cubins, cublas, libraries, nvrtc
+from .dependent import dependent_launches
 from .schedules.problem import Device
 
 COOPERATIVE = ("grid.cu", "grid_mma.cu")  # their kernels need all blocks to run at once
-CLUSTERED = ("cluster.cu",)  # theirs are in clusters along y, whose size is compiled in
+CLUSTERED = ("cluster.cu", "fused.cu")  # theirs are in clusters along y, whose size is compiled in
 PORTABLE_CLUSTER = 8  # blocks of a cluster that every GPU with clusters takes; a kernel must opt in to more
 ALLOW_LARGE_CLUSTERS = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED (cuda.h)
 
@@ -57,6 +58,11 @@ class CupyDevice:
         if self._recorded_for is not None and stream == self._recorder.ptr:
             return self._recorded_for
         return stream, threading.get_ident() if stream == 2 else 0
+
+    @functools.cached_property
+    def dependent(self):
+        """The ``DependentLaunches`` of this device, or None."""
+        return dependent_launches(self.xp, libraries.driver, self.arch, self.address)
 
     @property
     def recording(self):
@@ -110,7 +116,8 @@ class CupyDevice:
     def load(self, file, expression, struct=None):
         """Load the kernel of a name expression such as ``step_forward<lstm, float>``; compile it first if need be.
 
-        Returns ``kernel(grid, block, args, shared_mem=0)``. Raises BackendError as ``compile`` does.
+        Returns ``kernel(grid, block, args, shared_mem=0, dependent=False)``. dependent: as in ``Kernels.bind``.
+        Raises BackendError as ``compile`` does.
         """
         cooperative, clustered = file in COOPERATIVE, file in CLUSTERED
         path, name, _ = self.compile(file, expression, struct)
@@ -122,15 +129,17 @@ class CupyDevice:
         allowed = 48 * 1024  # bytes of dynamic shared memory; a kernel must opt in to more
         large = False  # whether it has opted in to large clusters
 
-        def run(grid, block, args, shared_mem=0, cooperative=cooperative):
+        def run(grid, block, args, shared_mem=0, cooperative=cooperative, dependent=False):
             nonlocal allowed, large
             if shared_mem > allowed:
                 kernel.max_dynamic_shared_size_bytes = allowed = shared_mem
             try:
-                if clustered and grid[1] > PORTABLE_CLUSTER and not large:
+                if file == "cluster.cu" and grid[1] > PORTABLE_CLUSTER and not large:
                     self.xp.cuda.driver.funcSetAttribute(kernel.kernel.ptr, ALLOW_LARGE_CLUSTERS, 1)
                     large = True
-                kernel(grid, block, args, shared_mem=shared_mem)
+                early = dependent and self.dependent is not None and self.dependent.usable
+                if not (early and self.dependent.launch(kernel.kernel.ptr, grid, block, args, shared_mem)):
+                    kernel(grid, block, args, shared_mem=shared_mem)
             except (ValueError, RuntimeError) as error:  # CuPy's own check, or the driver's
                 if not (cooperative or clustered):
                     raise

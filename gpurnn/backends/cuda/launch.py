@@ -106,10 +106,11 @@ class Kernels:
         else:
             run(grid, block, converted, shared_mem=shared)
 
-    def bind(self, file, kernel, types, grid, block, *args, struct=None):
+    def bind(self, file, kernel, types, grid, block, *args, struct=None, shared=0, dependent=False):
         """A function of one number that launches as ``launch`` does, with that number in place of ``EACH``.
 
-        All other arguments are checked now.
+        All other arguments are checked now. dependent: the kernel may begin before the launch before it has ended, and
+        waits for that by itself.
         """
         run, converters = self._loaded(file, kernel, types, struct, grid, len(args))
         if 0 in grid:
@@ -120,7 +121,8 @@ class Kernels:
             for part in (slice(each), slice(each + 1, None))
         )
         convert = converters[each]
-        return lambda number: run(grid, block, (*before, convert(number), *after), shared_mem=0)
+        how = {"shared_mem": shared} | ({"dependent": True} if dependent else {})
+        return lambda number: run(grid, block, (*before, convert(number), *after), **how)
 
     def _loaded(self, file, kernel, types, struct, grid, count):
         """The kernel and the converters of its ``count`` arguments; loads it at its first use."""
@@ -209,6 +211,7 @@ class Rows:
 # ---- the list of kernels
 
 MEANS_THREADS = 256  # of a thread block in step_means.cu
+BY_STEP = ("step", "fused")  # the schedules that launch for every timestep
 _CELLS = tuple(CELLS.values())
 
 
@@ -272,3 +275,13 @@ def kernel_of(problem, candidate):
     own = cell_type(problem.cell), C_NAMES[problem.dtype], *candidate.types, *marked_types(problem.marked)
     types = ", ".join(own)
     return f"{candidate.kernel}.cu", f"{candidate.kernel}_{which}<{types}>", problem.cell.struct
+
+
+def kernels_of(problem, candidate):
+    """As ``kernel_of``, of all kernels that a pass by this candidate needs besides ``kernel_names``; a list."""
+    found = [name for name in (kernel_of(problem, candidate),) if name]
+    if candidate.schedule == "fused":
+        storage, parts = C_NAMES[problem.dtype], candidate.numbers[-1]
+        transposed = ("false", "true") if problem.backward else ("false",)
+        found += [("fused.cu", f"to_panels<{storage}, {parts}, {how}>", None) for how in transposed]
+    return found

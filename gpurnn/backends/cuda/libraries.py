@@ -38,6 +38,11 @@ def load(name):
     raise OSError(f"CUDA's library {name} was not found: run pip install 'gpurnn[cuda13]', or install the CUDA toolkit")
 
 
+def driver():
+    """Load the CUDA driver's library. Raises OSError where there is none."""
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+
+
 @functools.cache
 def include_folder():
     """The folder of cuda_fp16.h and related headers, a string, or None. 16-bit kernels need it."""

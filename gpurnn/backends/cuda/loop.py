@@ -7,11 +7,12 @@ import numpy as np
 from ...cells import Weights
 from ...errors import BackendError
 from ..records import PassGradients, SavedPass
+from .fused import FusedPass
 from .launch import EACH, MEANS_THREADS, c_type, cell_type, marked_types, means_units
 from .loop_plan import BLOCK
 from .marks import NO_MARKS, LoopMarks
+from .step_graphs import run_steps
 
-_RECORDED = 64  # timesteps of a graph: longer sequences launch it again
 _log = logging.getLogger("gpurnn")
 
 
@@ -27,7 +28,7 @@ class Loop:
     lengths = order = None
     w = x = None  # the ``Weights`` and the input that kernels read; the weights of all directions in each array
     own = masks = None  # likewise: the cell's own parameters (D, N, H) and masks (D, T or 1, B, M*H)
-    h_now = d_now = None  # made by the first step of either pass
+    h_now = ah = d_now = None  # made by the first step of either pass
     doutput = received = dh = None  # made by the first backward
 
     def __init__(self, ops, plan):
@@ -40,6 +41,7 @@ class Loop:
         self.problems, self.candidates, self.by_step = plan.problems, plan.candidates, plan.by_step
         self.inputs, self.nbytes = plan.inputs, plan.nbytes
         self.graphs = {}  # name -> CUDA graphs, one after another
+        self.fused = {}  # pass -> its ``FusedPass``, where this loop is recorded
         # W_ih x, and what the cell saves
         self.gates = None if plan.gates_shape is None else empty(plan.gates_shape, self.dtype)
         self.h = empty(plan.h_shape, self.dtype)
@@ -152,21 +154,21 @@ class Loop:
 
     def forward(self):
         """Run the forward pass over what ``load``, ``take`` and ``start`` have set."""
-        self._run_schedule(self.candidates["forward"].schedule, self._forward_block, self._forward_step)
+        self._run_schedule("forward", self._forward_block, self._forward_step, self._forward_fused)
 
-    def _run_schedule(self, schedule, block, step):
-        """Run ``step``, or ``block``, the one launch for the whole sequence.
+    def _run_schedule(self, name, block, step, fused):
+        """Run a pass: by ``step``, by ``fused``, or by ``block``, the one launch for the whole sequence.
 
-        Where the device refuses to run all thread blocks of a grid at once, run the schedule step from now on.
+        Where the device refuses to run thread blocks at once that wait for one another, run the schedule step.
         """
-        if schedule == "step":
-            step()
-        elif schedule == "block":
-            block()
+        schedule = self.candidates[name].schedule
+        run = {"step": step, "fused": fused}.get(schedule, block)
+        if not self.candidates[name].waits:
+            run()
         else:
             self.ops.raise_if_failed()
             try:
-                block()
+                run()
             except BackendError as error:
                 _log.warning("schedule '%s' is disabled in this process: %s", schedule, str(error))
                 self.ops.disable(schedule)
@@ -174,35 +176,52 @@ class Loop:
 
     def _forward_block(self):
         w, ragged = self.w, (self.lengths, self.order)
-        how = self.width, self.reverse, int(self.save), *ragged, w.hh, w.bias_ih, w.bias_hh, *self._more()
+        how = self.width, self.reverse, int(self.save), *ragged, w.hh, w.bias_ih, w.bias_hh, *self.more()
         if self.candidates["forward"].schedule == "block":
             how = w.ih.shape[-1] if self.inputs else 0, *how, w.ih if self.inputs else None, self.x
         self._launch_block("forward", *how, self.gates, self.h, self.others, self.output, marks=self.marks.read)
 
-    def _more(self):
+    def more(self):
         """The arguments that every kernel of a cell takes for own parameters and masks."""
         return self.own, 1 if self.masks is None else self.masks.shape[1], self.masks
 
     def _forward_step(self):
         xp, D, B, H, P = self.ops.xp, self.D, self.B, self.H, self.P
-        if self.h_now is None:
-            self.h_now = xp.empty((D, B, P), self.dtype)
+        if self.h_now is None or (self.rows and self.ah is None):
             self.ah = xp.empty((D, B, self.rows), self.real) if self.rows else None
             if self.first_rows < self.rows:
                 self.inner_now = xp.empty((D, B, H), self.dtype)
             if self.projected:
                 self.m, self.projection = xp.empty((D, B, H), self.dtype), xp.empty((D, B, P), self.dtype)
+        self._start_h_now()
+        run_steps(self, "forward", self._forward_launches)
+
+    def _start_h_now(self):
+        """Make ``h_now`` what the first timestep reads."""
+        if self.h_now is None:
+            self.h_now = self.ops.xp.empty((self.D, self.B, self.P), self.dtype)
         for d, reverse in enumerate(self.directions):
             self.h_now[d] = self.h[d, self.T if reverse else 0]
         self.marks.reset_first(self.h_now)
-        self._run("forward", self._forward_launches)
+
+    def _forward_fused(self):
+        self._start_h_now()
+        self._fused("forward").run("forward")
+
+    def _fused(self, which):
+        """The ``FusedPass`` of this run: where nothing is recorded, its arrays are needed no longer."""
+        if not self.recorded:
+            return FusedPass(self, which)
+        if which not in self.fused:
+            self.fused[which] = FusedPass(self, which)
+        return self.fused[which]
 
     def _forward_launches(self, done):
         """What a timestep launches, in order: functions of the timestep, counted from ``done`` on."""
         w, first, launches, marks = self.w, self.first_rows, [], self.marks.read
         how = (
             self.H, self.width, EACH, done, self.reverse, int(self.save), self.lengths, w.bias_ih, w.bias_hh,
-            *self._more(), self.ah, self.gates,
+            *self.more(), self.ah, self.gates,
         )  # fmt: skip
         if first:
             launches.append(self._product(self.h_now, w.hh[:, :first].swapaxes(1, 2), self.ah[..., :first]))
@@ -248,7 +267,7 @@ class Loop:
             self.doutput[...] = doutput
         else:
             self.doutput = self.ops.aligned(doutput)
-        self._run_schedule(self.candidates["backward"].schedule, self._backward_block, self._backward_step)
+        self._run_schedule("backward", self._backward_block, self._backward_step, self._backward_fused)
         self.doutput = None
         done = []
         for d in range(D):
@@ -260,21 +279,27 @@ class Loop:
     def _backward_block(self):
         self._launch_block(
             "backward", self.width, self.reverse, self.lengths, self.order, self.w.hh, self.gates, self.h, self.others,
-            *self._more(), self.doutput, self.dh, self.dothers, marks=(*self.marks.read, *self.marks.sums),
+            *self.more(), self.doutput, self.dh, self.dothers, marks=(*self.marks.read, *self.marks.sums),
         )  # fmt: skip
 
     def _backward_step(self):
         if self.d_now is None and self.rows:
             self.d_now = self.ops.xp.empty((self.D, self.B, self.rows), self.dtype)
-        name = "backward" if self.doutput is not None else "backward of the state"
-        self._run(name, self._backward_launches)
+        run_steps(self, self._backward_name(), self._backward_launches)
+        self.marks.reset_last(self.dh, self.dothers)
+
+    def _backward_name(self):
+        return "backward" if self.doutput is not None else "backward of the state"
+
+    def _backward_fused(self):
+        self._fused("backward").run(self._backward_name())
         self.marks.reset_last(self.dh, self.dothers)
 
     def _backward_launches(self, done):
         """As ``_forward_launches``."""
         H, hh, first, launches = self.H, self.w.hh, self.first_rows, []
         marks, sums = self.marks.read, self.marks.sums
-        how = H, self.width, EACH, done, self.reverse, self.lengths, *self._more(), self.gates
+        how = H, self.width, EACH, done, self.reverse, self.lengths, *self.more(), self.gates
         if self.projected:
             launches = [
                 self._bind("step_project_backward", self.P, EACH, done, self.reverse, self.lengths, self.doutput,
@@ -297,57 +322,6 @@ class Loop:
         return launches
 
     # ---- launches
-
-    def _run(self, name, launches_of):
-        """Run all timesteps, by graphs where this loop is recorded. launches_of: makes what one timestep launches."""
-        if not self.B:
-            return
-        if self.recorded and name not in self.graphs:
-            self.graphs[name] = self._record(name, launches_of)
-        graphs = self.graphs.get(name)
-        if graphs is None:
-            self._launch_steps(launches_of(None), self.T)
-            return
-        try:
-            for graph in graphs:
-                graph.launch()
-        except BaseException:  # also Ctrl-C: the next call must begin at the first timestep
-            if self.steps_done is not None:
-                self.steps_done.fill(0)
-            raise
-
-    def _record(self, name, launches_of):
-        """The graphs of all timesteps, of which equal ones are shared, or None where recording fails."""
-        whole, rest = divmod(self.T, _RECORDED)
-        one = whole + (rest > 0) < 2
-        if not one and self.steps_done is None:
-            self.steps_done = self.ops.xp.zeros(1, np.int32)
-            self._done(0)  # load the kernel now: a capture may not
-        launches = launches_of(None if one else self.steps_done)
-
-        def steps(count):
-            self._launch_steps(launches, count)
-            if not one:
-                self._done(count)
-
-        try:
-            graphs = [self.ops.device.record(lambda: steps(_RECORDED))] * whole if whole else []
-            graphs += [self.ops.device.record(lambda: steps(rest))] if rest else []
-        except BackendError as error:
-            self.note(name, str(error))
-            return None
-        self.note(name, None)
-        return graphs
-
-    def _done(self, count):
-        """Launch what adds ``count`` to the device counter of timesteps."""
-        self.ops.kernels.launch("step.cu", "step_done", (), (1,), (1,), self.T, count, self.steps_done)
-
-    @staticmethod
-    def _launch_steps(launches, count):
-        for step in range(count):
-            for launch in launches:
-                launch(step)
 
     def _bind(self, kernel, size, *args):
         """``Kernels.bind`` of a kernel of step.cu, or of its like in step_means.cu; EACH stands for the timestep."""

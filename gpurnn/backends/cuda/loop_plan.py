@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ...dtypes import dtype_name
-from .launch import c_type, cell_type, marked_types
+from .fused import FusedPass
+from .launch import BY_STEP, c_type, cell_type, marked_types
 from .schedules import Problem
 
 BLOCK = (32, 4)  # units, sequences: a warp reads along the units
@@ -91,13 +92,16 @@ class LoopPlan:
         # one byte for each mask; drawn for every timestep unless all are drawn once
         self.mask_steps = T if any(draw.each == "timestep" for draw in cell.draws) else min(T, 1)
         self.nbytes += self.D * self.mask_steps * B * len(cell.draws) * H
+        for name, candidate in self.candidates.items():
+            if candidate.schedule == "fused":
+                self.nbytes += FusedPass.nbytes(candidate, self.problems[name])
         if marked:  # for each state that resets give the sum of its gradients, too
             self.nbytes += self.D * B * (T + P * self.dtype.itemsize + (P + 2 * others * H) * self.real.itemsize)
 
     def use(self, candidates):
         """Run each pass by its candidate, "forward" or "backward" -> ``schedules.Candidate``."""
         self.candidates = candidates
-        self.by_step = [name for name, candidate in candidates.items() if candidate.schedule == "step"]
+        self.by_step = [name for name, candidate in candidates.items() if candidate.schedule in BY_STEP]
         blocks = {name: candidate for name, candidate in candidates.items() if name not in self.by_step}
         self.launches = {name: self._launch(name, block) for name, block in blocks.items()}
 

@@ -25,8 +25,9 @@ from ..streams import ONE_STREAM
 from . import schedules
 from .cublas import is_matrix
 from .exchange import Exchange
+from .fused import FusedPass
 from .graphs import Lease, LoopPool
-from .launch import ALIGNMENT, Kernels, c_type, kernel_of, signature
+from .launch import ALIGNMENT, BY_STEP, Kernels, c_type, kernel_of, signature
 from .loop import Loop
 from .loop_plan import BLOCK, LoopPlan, LoopShape
 from .recording import UpdateGraphs, numbers_of
@@ -100,8 +101,8 @@ class CudaOps(Sums, Ops):
         self.device.free_memory()
 
     def disable(self, *names):
-        """Choose these schedules, whose thread blocks wait for one another, no more: "grid", "cluster"."""
-        fields = {"grid": "cooperative", "cluster": "clusters"}
+        """Choose these schedules, where thread blocks wait for one another, no more: "grid", "cluster", "fused"."""
+        fields = {"grid": "cooperative", "cluster": "clusters", "fused": "clusters"}
         self.device.limits = replace(self.device.limits, **{fields[name]: False for name in names})
 
     def exchange(self):
@@ -131,11 +132,16 @@ class CudaOps(Sums, Ops):
         if reason:
             return "array code", f"one timestep after another over CuPy: {reason}"
         candidate, reason = self.choose(problem, wanted)
-        if candidate.schedule == "step":
+        if candidate.schedule in BY_STEP:
             refused = self.pool.refusal(self._as_multiplied(problem))
             launches = f"launch by launch: {refused}" if refused else "recorded as a CUDA graph when a shape comes back"
-            return "step", f"a fused kernel and a cuBLAS product for each timestep, {launches}; {reason}"
+            work = "one launch" if candidate.schedule == "fused" else "a fused kernel and a cuBLAS product"
+            return candidate.schedule, f"{work} for each timestep, {launches}; {reason}"
         return candidate.schedule, f"one launch for the whole sequence: {reason}"
+
+    def packed_bytes(self, problem, P, T, wanted="auto"):
+        candidate = None if array_code(problem.cell, problem.directions) else self.choose(problem, wanted)[0]
+        return FusedPass.nbytes(candidate, problem) if candidate and candidate.schedule == "fused" else 0
 
     def recordings(self):
         """Which time loops, and which updates of ``fit``, became CUDA graphs, and why others did not.
@@ -205,7 +211,7 @@ class CudaOps(Sums, Ops):
         refuse_uncountable(T, B, self.name)
         most = BLOCKS * BLOCK[1]
         if most < B and any(
-            candidate.schedule == "step"
+            candidate.schedule in BY_STEP
             for problem, save, schedule in layers()
             for candidate in self.candidates(problem, save, schedule).candidates.values()
         ):

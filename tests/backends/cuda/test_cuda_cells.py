@@ -98,7 +98,7 @@ FUSED = [  # T, B, H, ragged, both directions
 SIXTEEN_BITS = dict(zip(FUSABLE, ("float16", "bfloat16") * len(FUSABLE), strict=False))
 
 
-@pytest.mark.parametrize("schedule", ["step", "block", "grid"])  # test_cuda_cluster.py has the other
+@pytest.mark.parametrize("schedule", ["step", "block", "grid"])  # the others have files of their own
 @pytest.mark.parametrize("kind", [gpurnn.LSTM, gpurnn.GRU])
 def test_heads(kind, schedule):
     """Heads are to a schedule what directions are."""
@@ -209,6 +209,16 @@ def test_cluster(kind, only):
     compare(GRID[kind], cuda_ops(), SIXTEEN_BITS[kind], 3, 5, 19, True, "cluster")
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=() if kind in CLUSTER else pytest.mark.slow) for kind in GRID if kind not in INNER_FIRST],
+)
+def test_fused(kind, only):
+    """A launch for each timestep, which multiplies, too."""
+    only("fused", lambda problem, _: schedules.fused_tile(problem, schedules.Device(90, 132, 227 * 1024), 16, 64, 1))
+    compare(GRID[kind], cuda_ops(), SIXTEEN_BITS[kind], 3, 5, 19, True, "fused")
+
+
 def test_who_cannot_serve_a_cell_says_why():
     """Schedules that refuse, and cells that run as array code."""
     device = schedules.Device(90, 132, 227 * 1024)
@@ -221,7 +231,9 @@ def test_who_cannot_serve_a_cell_says_why():
     assert found[0].schedule == "block" and found[-1].schedule == "step"
     plain = schedules.candidates(problem(option(gpurnn.LSTM)), device)[0][0]
     assert (found[0].seconds - plain.seconds) * device.clock > 4 * schedules.constants.MEANS  # four stages
-    assert list(refusals) == ["grid", "cluster"] and "means over the units of a sequence" in refusals["cluster"]
+    assert (
+        list(refusals) == ["grid", "cluster", "fused"] and "means over the units of a sequence" in refusals["cluster"]
+    )
     assert "take 4 more exchanges of 0.65 us in every timestep" in refusals["grid"]
     long = LSTMStep(False)
     long.stages, long.locals = ((1,), (1,)), (400, 300)
@@ -234,11 +246,11 @@ def test_who_cannot_serve_a_cell_says_why():
     assert "take 1 more exchange of" in refusals["grid"]
     for kind in ("mgu", "inner drawn", "drawn each", "weighted"):
         refusals = schedules.candidates(problem(TWO_PRODUCTS[kind]), device)[1]
-        assert all("second product" in refusals[name] for name in ("block", "grid", "cluster"))
+        assert all("second product" in refusals[name] for name in ("block", "grid", "cluster", "fused"))
     found, refusals = schedules.candidates(problem(INNER_FIRST["dropout of a sequence"]), device)
-    assert list(refusals) == ["cluster"] and found[0].schedule == "block"  # of float32
+    assert list(refusals) == ["cluster", "fused"] and found[0].schedule == "block"  # of float32
     found, refusals = schedules.candidates(problem(NO_PRODUCT["indrnn"]), device)
-    assert all("multiplies nothing by it" in refusals[name] for name in ("grid", "cluster"))
+    assert all("multiplies nothing by it" in refusals[name] for name in ("grid", "cluster", "fused"))
     assert {one.schedule for one in found} == {"step", "block"}
     (block,) = (one for one in found if one.schedule == "block")
     assert block.parts == 2 and str(block) == "no recurrent weights, tiles of 4 sequences"

@@ -93,3 +93,57 @@ def test_an_edit_must_match_exactly_once():
 @pytest.mark.parametrize("got", [np.nan, np.inf, 1.1])
 def test_wrong_sees_wrong_numbers(got):
     assert fixtures.wrong((np.array([1.0, got]), np.array([1.0, 1.0]), 1e-3))
+
+
+# ---- dependent launches: what may not happen before the launch before has ended
+
+DEPENDENT = """
+__global__ void add_one(const float* from, float* to, int load_early, int store_early, int let_early) {
+    const int i = threadIdx.x;
+    float x = 0.0f;
+    if (let_early) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    if (load_early) x = from[i];
+    if (store_early) to[i] = x;
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    if (!let_early) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    if (!load_early) x = from[i];
+    to[i] = x + 1.0f;
+}
+"""
+
+
+def chain(*launches, dependent=True, size=40):
+    """Launches of arrays by their numbers: (from, to, and whether to load, to store, to let the next begin early)."""
+    emu = emulator.Emulator()
+    kernel = emu.load(DEPENDENT, name="add_one")
+    arrays = [emu.array(np.zeros(size, np.float32), f"array {k}") for k in range(5)]
+    for k, (start, to, *early) in enumerate(launches):
+        args = arrays[start], arrays[to], *(np.int32(one) for one in early)
+        kernel((1,), (size,), args, dependent=dependent and k > 0)
+    return arrays
+
+
+PLAIN = (0, 1, 0, 0, 0), (1, 2, 0, 0, 0), (2, 3, 0, 0, 0)
+RACES = {  # launches, what is said
+    "it reads what the one before writes": (((0, 1, 0, 0, 0), (1, 2, 1, 0, 0)), "read of array 1.*which writes it"),
+    "it writes what the one before reads": (((0, 1, 0, 0, 0), (2, 0, 0, 1, 0)), "write of array 0.*which reads it"),
+    "it writes what the one before writes": (((0, 1, 0, 0, 0), (2, 1, 0, 1, 0)), "write of array 1.*which writes it"),
+    "the one between let it begin before it had waited": (
+        ((0, 1, 0, 0, 0), (2, 3, 0, 0, 1), (1, 4, 1, 0, 0)),
+        "read of array 1.*not ordered after the launch before",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RACES)
+def test_a_dependent_launch_that_does_not_wait_is_a_race(case):
+    launches, text = RACES[case]
+    with pytest.raises(emulator.KernelError, match=f"^race: {text}"):
+        chain(*launches)
+    chain(*launches, dependent=False)  # one after another
+
+
+def test_dependent_launches_that_wait_see_what_was_written():
+    assert chain(*PLAIN)[3].tolist() == [3.0] * 40
+    chain((0, 1, 0, 0, 0), (2, 3, 0, 0, 0), (1, 4, 1, 0, 0))  # the one before the last has ended when the last begins
+    chain((0, 1, 0, 0, 0), (0, 2, 1, 0, 0))  # nobody writes what both read

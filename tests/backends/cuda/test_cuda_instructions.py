@@ -570,8 +570,8 @@ def test_a_trap_ends_the_launch():
 
 
 def test_every_form_of_a_fence_and_a_hint_is_taken():
-    """They change no value; that fences order is test_cuda_mutations.py's to show."""
-    lines = [f"{name};" for name in names("fence", "membar")]
+    """They change no value; that they order is for test_cuda_mutations.py and test_cuda_fixtures.py to show."""
+    lines = [f"{name};" for name in names("fence", "membar", "griddepcontrol")]
     lines += [f"{name} [%rd0];" for name in names("prefetch", "prefetchu")]
     lines += ["discard.global.L2 [%rd0], 128;", "nanosleep.u32 20;", "st.global.b64 [%rd1], 7;"]
     assert execute(["\n".join(lines)], PATTERN, 1)[0][0] == 7

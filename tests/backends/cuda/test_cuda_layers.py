@@ -15,7 +15,7 @@ from helpers import THREAD_ORDERS, assert_close, cuda_ops
 
 import gpurnn
 from gpurnn import check
-from gpurnn.backends.cuda import loop as loop_module
+from gpurnn.backends.cuda import step_graphs
 from gpurnn.backends.cuda.loop_plan import LoopShape
 from gpurnn.backends.cuda.schedules import Device, Problem
 from gpurnn.backends.cuda.streams import CudaStreams
@@ -425,7 +425,7 @@ def test_layers_of_a_wavefront_share_the_multiprocessors():
 @pytest.mark.parametrize("kind", CELLS)
 def test_a_long_loop_is_a_short_graph_launched_again(kind, monkeypatch):
     """Graphs of a few timesteps, and one for the rest; both give the bits of launches one by one, call after call."""
-    monkeypatch.setattr(loop_module, "_RECORDED", 3)
+    monkeypatch.setattr(step_graphs, "_RECORDED", 3)
     for T, graphs in ((3, 1), (4, 2), (6, 1), (7, 2), (11, 2)):
         ops = cuda_ops(checked=False)
         layer, _, exact = twins(kind, ops, "float32", bidirectional=True)
@@ -453,7 +453,7 @@ def test_a_graph_is_of_64_timesteps_at_most():
 
 def test_a_replay_that_is_interrupted_does_not_move_the_next_one(monkeypatch):
     """Ctrl-C between two graphs: the timesteps that were done are forgotten."""
-    monkeypatch.setattr(loop_module, "_RECORDED", 3)
+    monkeypatch.setattr(step_graphs, "_RECORDED", 3)
     ops = cuda_ops()
     layer, plain, exact = twins("lstm", ops, "float64")
     batch = Batch(exact, 10, 3, ragged=True)
@@ -473,7 +473,7 @@ def test_a_replay_that_is_interrupted_does_not_move_the_next_one(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             batch.run(layer)
         monkeypatch.undo()
-        monkeypatch.setattr(loop_module, "_RECORDED", 3)
+        monkeypatch.setattr(step_graphs, "_RECORDED", 3)
         got, expected = batch.run(layer), batch.run(plain)
         for key, value in expected.items():
             assert_close(got[key], value, count_terms(layer, 5), key)
@@ -525,7 +525,7 @@ def test_what_is_chosen_once_is_chosen_again_where_it_must_be():
     assert plain["forward"].numbers[-1] == 3 and tf32["forward"].numbers[-1] == 1
     assert all(other is ops.with_precision(other.precision) for other in others)
     assert ops.candidates(problem, True, "auto").candidates is plain
-    for cooperative, schedule in ((False, "step"), (True, "grid"), (False, "step")) * 3:
+    for cooperative, schedule in ((False, "fused"), (True, "grid"), (False, "fused")) * 3:
         ops.device.limits = replace(ops.device.limits, cooperative=cooperative)
         assert ops.candidates(problem, True, "auto").candidates["forward"].schedule == schedule
 
@@ -683,7 +683,7 @@ MUTATIONS = {  # planted error -> layer, piece of the source, what it becomes
     "original, past the end": ("gru original", "at.row[(size_t)Cell::inner * a.H] = zero;", ";"),
     "derivative past the end": ("gru", "out.d[k] = real(0);", "out.d[k] = real(1);"),
     "slot of the reverse direction": ("gru", "reversed ? t + 1 : t)", "reversed ? t : t)"),
-    "index of saved gates": ("lstm", "k * a.H] = T(out.saved[k])", "k * a.H + 1] = T(out.saved[k])"),
+    "index of saved gates": ("lstm", "k * a.H] = T(float_of<T>(out.saved", "k * a.H + 1] = T(float_of<T>(out.saved"),
     "unit past the end": ("rnn tanh", "inside(j_ < n)", "inside(j_ <= n)"),
     "length off by one": ("rnn tanh", ">= lengths[pos.b], false", "> lengths[pos.b], false"),
     "projection forgets the end": ("lstm projected", "now.held ? h_now[index]", "!now.held ? h_now[index]"),

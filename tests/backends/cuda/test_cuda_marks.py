@@ -184,8 +184,10 @@ def grid_tile(problem, device, tensor_cores):
     return next(tile for tile in tiles if tile)
 
 
-@pytest.mark.parametrize("kind", POINTWISE)
-@pytest.mark.parametrize("tensor_cores", [False, True], ids=["", "tensor cores"])
+@pytest.mark.parametrize(
+    "kind, tensor_cores",
+    [*((kind, False) for kind in POINTWISE), *((kind, True) for kind in ("lstm", "gru", "one mask", "drawn"))],
+)
 def test_grid(kind, tensor_cores, only):
     """Groups of several blocks, tiles that queue."""
     only("grid", lambda problem, device: grid_tile(problem, device, tensor_cores))
@@ -212,6 +214,22 @@ def test_cluster(kind, only):
     patterns = ("shown", "resets", "first and last", "all masked", "reset where held")
     ops = cuda_ops(**THREAD_ORDERS["interrupted" if kind == "lstm" else "ascending"])
     compare_patterns(POINTWISE[kind], ops, SIXTEEN_BITS[kind], "cluster", patterns, B=5, H=19)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "lstm",
+        "gru",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("rnn", "four states", "drawn")),
+    ],
+)
+def test_fused(kind, only):
+    """A launch for each timestep, which multiplies, too."""
+    device = schedules.Device(90, 132, 227 * 1024)
+    only("fused", lambda problem, _: schedules.fused_tile(problem, device, 16, 64, 1))
+    patterns = ("shown", "resets", "first and last", "all masked", "reset where held")
+    compare_patterns(POINTWISE[kind], cuda_ops(), SIXTEEN_BITS[kind], "fused", patterns, B=5, H=19)
 
 
 def test_no_sequence_no_timestep_and_no_unit_to_spare():
@@ -347,7 +365,7 @@ def marked_kernels(arch, records):
                     cell, H, 100, 16, 1, dtype, False, bool(backward), bool(tf32), I=I, marked=True
                 )
                 every = schedules.candidates(problem, device)[0]
-                for schedule in ("block", "grid", "cluster") if dtype == "float32" or not tf32 else ():
+                for schedule in ("block", "grid", "cluster", "fused") if dtype == "float32" or not tf32 else ():
                     best = next((one for one in every if one.schedule == schedule), None)
                     if best:
                         file, expression, struct = kernel_of(problem, best)
@@ -362,9 +380,9 @@ GENERATED = tuple(STEP[kind](1, 1, backend="numpy").cell for kind in ("one mask"
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("arch", [80, 90])
 def test_kernels_with_marks_compile_and_do_not_spill(arch):
-    """Of some cells on one architecture, of the LSTM on the others: compiling takes minutes."""
+    """Of some cells on one architecture, of the LSTM on another: compiling takes minutes."""
     some = (RECORDS["lstm"], RECORDS["gru"], RECORDS["gru_original"], *GENERATED)
     table, records = {}, some if arch == 90 else (RECORDS["lstm"],)
     for (file, struct), expressions in marked_kernels(arch, records).items():

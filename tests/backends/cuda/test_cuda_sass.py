@@ -6,14 +6,15 @@ from cuda_on_cpu import sass
 
 def listing(*rows):
     """nvdisasm's text of one kernel. A row: a label; or an operation, its operands, cycles until the next may issue,
-    the scoreboard that it sets or 7, the scoreboards that it waits for."""
+    the scoreboard that it sets or 7, the scoreboards that it waits for; perhaps the one that it sets when it has read
+    its operands."""
     lines, place = ["\t.section\t.text.k", ".text.k:"], 0
     for row in rows:
         if isinstance(row, str):
             lines.append(f"{row}:")
             continue
-        op, operands, stall, sets, waits = row
-        control = (stall | sets << 5 | 7 << 8 | sum(1 << k for k in waits) << 11) << 41
+        op, operands, stall, sets, waits, *read = row
+        control = (stall | sets << 5 | (*read, 7)[0] << 8 | sum(1 << k for k in waits) << 11) << 41
         lines.append(f"        /*{place:04x}*/        {op} {operands} ;      /* 0x{place:016x} */")
         lines.append(f"                               /* 0x{control:016x} */")
         place += 16
@@ -41,7 +42,9 @@ TIME_LOOP = (
 def test_instructions_with_their_timing():
     found, jumps = sass.instructions(listing(*TIME_LOOP, ("EXIT", "", 5, 7, ())), "k")
     assert [one.op for one in found][:2] == ["LDG.E.64.STRONG.GPU", "ISETP.NE"] and len(found) == 12
-    assert found[0].sets == (0,) and found[1].waits == (0,) and found[1].stall == 5 and not found[1].sets
+    assert (
+        found[0].sets == (0, None) and found[1].waits == (0,) and found[1].stall == 5 and found[1].sets == (None, None)
+    )
     assert jumps == [(2, 5), (4, 1), (10, 0)]
     body, inner = sass.time_loop(found, jumps)
     assert len(body) == 9 and inner == [(1, 3)]  # without the second poll: as if the first had found everything
@@ -54,6 +57,13 @@ def test_a_turn_takes_as_long_as_its_waits(hop):
     # from the store to its being seen; the check, the way out, FFMA; MUFU's result; FADD, the barrier
     assert timing.cycles == hop + 5 + 5 + 4 + sass.LATENCY["MUFU"] + 4 + sass.LATENCY["BAR"]
     assert timing.waits == 2
+
+
+def test_who_overwrites_an_address_waits_until_it_is_read_and_not_for_the_number():
+    loop = (("LDG.E", "R2, [R4]", 1, 0, (), 1), ("IADD3", "R4, R4, 4", 4, 7, (1,)), ("FADD", "R5, R2, R5", 4, 7, (0,)))
+    for count, cycles in ((2, sass.READ + 4), (3, sass.LATENCY["LDG"] + 4)):
+        body, _ = sass.instructions(listing(*loop[:count]), "k")
+        assert body[0].sets == (0, 1) and sass.timing(body).cycles == cycles
 
 
 def test_a_poll_that_comes_first_counts():

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import struct
 import subprocess
 import sys
 import types
@@ -15,6 +16,7 @@ from helpers import needs_nvrtc
 
 from gpurnn.backends import sources
 from gpurnn.backends.cuda import cubins, schedules
+from gpurnn.backends.cuda import device as device_module
 from gpurnn.backends.cuda import nvrtc as _nvrtc
 from gpurnn.backends.cuda.device import CupyDevice
 from gpurnn.backends.cuda.launch import kernel_of
@@ -284,6 +286,70 @@ def test_large_clusters_are_asked_for_once_and_a_refusal_is_a_backend_error(monk
     with pytest.raises(BackendError, match="INVALID_CLUSTER_SIZE"):
         run((1, 32, 1), (256,), ())
     assert [cooperative for _, cooperative, _ in modules.asked] == [False]
+
+
+class FakeDriver:
+    """``cuLaunchKernelEx`` that reads its arguments as the driver does, by the offsets that cuda.h gives."""
+
+    def __init__(self, status=0):
+        self.launches = []
+
+        class Launch:
+            argtypes = None
+
+            def __call__(this, config, function, params, extra):
+                raw = ctypes.string_at(ctypes.addressof(config._obj), 56)
+                numbers, (stream, attributes) = struct.unpack_from("7I", raw), struct.unpack_from("2Q", raw, 32)
+                assert struct.unpack_from("I", raw, 48) == (1,) and extra is None
+                kind, _, value = struct.unpack_from("iii", ctypes.string_at(attributes, 72))
+                first, last = (ctypes.string_at(params[k], 4) for k in (0, len(params) - 1))
+                address = struct.unpack("Q", ctypes.string_at(params[1], 8))[0]
+                self.launches.append((function, numbers, stream, kind, value, first, address, last))
+                return status
+
+        self.cuLaunchKernelEx = Launch()
+
+
+def test_a_dependent_launch_is_given_to_the_driver_as_cuda_h_has_it(monkeypatch, tmp_path, caplog):
+    """sizeof(CUlaunchConfig) is 56, of an attribute 72; its value begins at 8."""
+    monkeypatch.setattr(cubins, "find", lambda *a: (tmp_path / "kernel.cubin", "name", 0))
+    ordinary = []
+
+    class Kernel:
+        kernel = types.SimpleNamespace(ptr=77)
+
+        def __call__(self, grid, block, args, shared_mem=0):
+            ordinary.append(grid)
+
+    array = types.SimpleNamespace(data=types.SimpleNamespace(ptr=0x7F00))
+    args = np.int32(-5), array, np.float32(0.5)
+    expected = (77, (3, 2, 1, 256, 1, 1, 1024), 17, 6, 1, struct.pack("i", -5), 0x7F00, struct.pack("f", 0.5))
+
+    def run_on(driver, arch=90, version=13000):
+        device = device_of(Modules(Kernel()), arch)
+        device.xp.cuda.get_current_stream = lambda: types.SimpleNamespace(ptr=17)
+        device.xp.cuda.runtime = types.SimpleNamespace(driverGetVersion=lambda: version)
+        monkeypatch.setattr(device_module.libraries, "driver", lambda: driver)
+        run = device.load("fused.cu", "any")
+        run((3, 2), (256,), args, shared_mem=1024)
+        for _ in range(2):
+            run((3, 2), (256,), args, shared_mem=1024, dependent=True)
+
+    driver = FakeDriver()
+    run_on(driver)
+    assert driver.launches == [expected] * 2 and ordinary == [(3, 2)]
+    for arch, version in ((80, 13000), (120, 13000), (90, 12020)):  # no such launches, or none in a graph
+        ordinary.clear()
+        run_on(FakeDriver(), arch, version)
+        assert ordinary == [(3, 2)] * 3
+    refusing = FakeDriver(status=801)
+    ordinary.clear()
+    run_on(refusing)
+    assert len(refusing.launches) == 1 and ordinary == [(3, 2)] * 3
+    assert "refuses dependent launches (status 801)" in caplog.text
+    ordinary.clear()
+    run_on(types.SimpleNamespace())  # an older driver
+    assert ordinary == [(3, 2)] * 3
 
 
 def test_shared_memory_is_asked_for_where_it_grows(monkeypatch, tmp_path):

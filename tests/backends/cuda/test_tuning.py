@@ -123,11 +123,11 @@ class Clock:
         def priced(file, expression, struct=None):
             kernel = load(file, expression, struct)
 
-            def launch(grid, block, args, shared_mem=0):
+            def launch(grid, block, args, **how):
                 T = int(args[0])
                 fixed, by_step = prices[file]
                 device._do(lambda: self.passes(fixed + by_step * T))
-                kernel(grid, block, args, shared_mem=shared_mem)
+                kernel(grid, block, args, **how)
 
             return launch
 
@@ -148,17 +148,24 @@ class Clock:
 @pytest.mark.parametrize("dtype, directions", [("float32", 1), ("float16", 2)])
 def test_it_measures_timesteps_and_calls(dtype, directions):
     ops = cuda_ops(checked=False)
-    clock = Clock(ops, {"step.cu": (2e-6, 0), "block.cu": (7e-6, 0.5e-6), "block_mma.cu": (9e-6, 0.25e-6)})
+    clock = Clock(
+        ops, {"step.cu": (2e-6, 0), "fused.cu": (1e-6, 0), "block.cu": (7e-6, 0.5e-6), "block_mma.cu": (9e-6, 0.25e-6)}
+    )
     problems = tuning.problems(["gru"], [5], [2], [dtype], directions)
     table = tuning.tune(ops, problems, lengths=(2, 5), least=0.0, clock=clock)
     assert len(table.entries) == 2
     for one in problems:
         timed = table.known(one, ops.device.limits)
-        assert {key.partition("<")[0] for key in timed} >= {"step", "block"} and len(
-            timed
-        ) <= 1 + tuning.OF_EACH_SCHEDULE
+        assert {key.partition("<")[0] for key in timed} >= {"step", "block", "fused"}
+        assert len(timed) <= 1 + 2 * tuning.OF_EACH_SCHEDULE
         for key, measured in timed.items():
-            expected = {"step": (5e-6, 0), "block": (0.5e-6, 7e-6), "block_mma": (0.25e-6, 9e-6)}
+            # panels of the weights and of h; of the weights, and the last product of each direction
+            expected = {
+                "step": (5e-6, 0),
+                "fused": (1e-6, 1e-6 + directions * 3e-6 if one.backward else 2e-6),
+                "block": (0.5e-6, 7e-6),
+                "block_mma": (0.25e-6, 9e-6),
+            }
             assert measured == pytest.approx(expected[key.partition("<")[0]], abs=1e-12), key
     ops.measured = table
     plan = build("gru", ops, dtype, H=5, bidirectional=directions == 2).plan(512, 2)
@@ -179,7 +186,8 @@ def test_a_way_that_does_not_run_is_left_out(monkeypatch):
     monkeypatch.setattr(ops.device, "load", failing)
     problems = tuning.problems(["rnn_tanh"], [5], [1], ["float32"])
     table = tuning.tune(ops, problems, lengths=(1, 2), least=0.0)
-    assert [set(table.known(problem, ops.device.limits)) for problem in problems] == [{"step"}, {"step"}]
+    for problem in problems:
+        assert {key.partition("<")[0] for key in table.known(problem, ops.device.limits)} == {"step", "fused"}
 
 
 # ---- the command

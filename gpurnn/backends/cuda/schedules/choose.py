@@ -8,6 +8,7 @@ from ....errors import check_choice
 from .block import block_candidates, fma_tile, mma_tile
 from .cluster import cluster_candidates, cluster_tile
 from .cost import product_before
+from .fused import fused_candidates
 from .grid import grid_candidates, grid_mma_tile, grid_tile
 from .step import step_candidates
 
@@ -17,6 +18,7 @@ FINDERS = {
     "block": block_candidates,
     "grid": grid_candidates,
     "cluster": cluster_candidates,
+    "fused": fused_candidates,
 }
 SCHEDULES = ("auto", *FINDERS)
 
@@ -77,6 +79,8 @@ def hold_less(problem, candidate, device, spilled=1):
 
     None where no weights are left in registers, or where shared memory has no room for them.
     """
+    if candidate.schedule == "fused":  # it holds none
+        return None
     device, numbers = _shared_device(problem, device), candidate.numbers
     place = {"block": 2, "block_mma": 1, "grid": 3}.get(candidate.kernel, 2)  # of ``held`` in the numbers
     if not numbers[place]:

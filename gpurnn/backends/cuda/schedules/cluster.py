@@ -31,6 +31,7 @@ class Cluster(Block):
     blocks: thread blocks of a cluster. groups: clusters of each direction.
     """
 
+    waits = True
     blocks: int = 1
     groups: int = 1
 

@@ -44,6 +44,7 @@ EXCHANGE_BYTES = _constant("EXCHANGE_BYTES", 30, "bytes a clock and multiprocess
 ONE_READS = _constant(
     "ONE_READS", 64, "bytes a clock from L2 to a multiprocessor, few reading", "[3], the width of its port"
 )
+L2_BYTES = _constant("L2_BYTES", 50e6, "bytes of L2", "an H100's data sheet")
 HOP_SECONDS = _constant("HOP_SECONDS", 0.65e-6, "seconds from one multiprocessor to another through L2", "[2]")
 CLUSTER_HOP = _constant("CLUSTER_HOP", 200, "cycles from one multiprocessor to another of its cluster",
                         "[1]: 180 to 213")  # fmt: skip
@@ -61,6 +62,9 @@ GEMM_SECONDS = _constant(
 )
 STEP_SECONDS = _constant("STEP_SECONDS", 4e-6, "seconds of a timestep of `step` besides its arithmetic",
                          "two edges of a graph, 1.4 us each by [2], and the product between them")  # fmt: skip
+DEPENDENT_SECONDS = _constant("DEPENDENT_SECONDS", 1.5e-6, "seconds of a timestep of `fused` besides its work",
+                              "a guess: one edge of a graph, 1.4 us by [2], and two latencies of L2, less what is "
+                              "ready before it")  # fmt: skip
 
 # ---- our kernels
 
@@ -86,6 +90,8 @@ CELL_CYCLES = _constant(
 )
 CELL_ISSUED = _constant("CELL_ISSUED", 200, "instructions of a warp there, for each sequence of a lane",
                         "counted in the machine code")  # fmt: skip
+CELL_TURN = _constant("CELL_TURN", 290, "instructions of a warp of `fused` for a cell of each of its lanes",
+                      "counted in the machine code")  # fmt: skip
 BARRIER = _constant("BARRIER", 40, "cycles of one barrier of a thread block", "a guess")
 MOST_INPUTS = 32  # most columns of W_ih that a kernel of schedule block takes: a limit, not a figure
 

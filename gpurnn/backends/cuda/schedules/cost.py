@@ -1,13 +1,34 @@
 """What a time loop should cost on a GPU, by published figures; not measured. The estimates only rank what fits."""
 
 from ....dtypes import ITEMSIZE
-from .constants import EFFICIENCY, GEMM_SECONDS, MEMORY_BYTES, MOST_INPUTS, REGISTERS, gemm_peak
+from .constants import (
+    EFFICIENCY,
+    EXCHANGE_BYTES,
+    GEMM_SECONDS,
+    L2_BYTES,
+    MEMORY_BYTES,
+    MOST_INPUTS,
+    REGISTERS,
+    gemm_peak,
+)
 
 
 def gemm_rate(problem, device):
     """Operations per second of a large matrix product."""
     peak = gemm_peak(ITEMSIZE[problem.dtype], problem.tf32)
     return device.multiprocessors * device.clock * peak * EFFICIENCY
+
+
+def weights_seconds(problem, device, size):
+    """Seconds to read all recurrent weights once, of ``size`` bytes each."""
+    weights = problem.directions * problem.products * problem.H**2 * size
+    rate = EXCHANGE_BYTES if weights < L2_BYTES else MEMORY_BYTES
+    return weights / (rate * device.multiprocessors * device.clock)
+
+
+def cells_bytes(problem):
+    """Bytes of a cell in a timestep, to and from memory: W_ih x and what it saves, states and outputs."""
+    return (2 * problem.gates + 3) * ITEMSIZE[problem.dtype]
 
 
 def has_tensor_cores(problem, device):

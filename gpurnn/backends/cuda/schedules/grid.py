@@ -34,6 +34,7 @@ class Grid(Block):
     words of the exchange that one group needs. at_once: tiles that a group has at once.
     """
 
+    waits = True
     blocks: int = 1
     groups: int = 1
     words: int = 0

@@ -94,6 +94,7 @@ class Candidate:
     before: float = 0.0
     measured: bool = False
     product: float = 0.0
+    waits = False  # whether its thread blocks wait for one another
     inputs = 0  # columns of W_ih whose products the kernel makes; 0: W_ih x is ready before it starts
 
     def total(self, T):

@@ -13,6 +13,7 @@ import numpy as np
 from ....cells import CELLS, Cell, Weights
 from ....dtypes import check_dtype
 from ....errors import BackendError, check_choice, check_size
+from ..launch import BY_STEP
 from ..loop import Loop
 from ..loop_plan import LoopPlan, LoopShape
 from .choose import candidates as candidates_of
@@ -77,7 +78,7 @@ def _time_loop(ops, problem, candidate, T):
     for array in (loop.gates, loop.h, loop.others):
         if array is not None:
             array[...] = 0
-    loop.recorded = candidate.schedule == "step"
+    loop.recorded = candidate.schedule in BY_STEP
     loop.load(weights, None, masks)
     if not problem.backward:
         return loop.forward
