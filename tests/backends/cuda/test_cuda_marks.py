@@ -403,19 +403,19 @@ MUTATIONS = {
     "a reset one step late": ("lstm", "block", "if (next_mark[k] & Mark::reset)", "if (mark[k] & Mark::reset)"),
     "a reset one step late, step": ("lstm", "step", "bool(then & Mark::reset)", "bool(now & Mark::reset)"),
     "a reset of h alone": ("lstm", "block", "others[s][k][u] = marks.others[place + u];", ";"),
-    "a reset of h alone, step": ("lstm", "step", "if (m.reset) return", "if (false) return"),
+    "a reset of h alone, step": ("lstm", "step", "return m.reset ? a.marks.others", "return false ? a.marks.others"),
     "a hold that leaks into dh": (
         "lstm", "block", "live = lives(k, t);", "live = within(k, t);",
     ),
     "a hold that leaks into dh, step": (
-        "gru", "step", "if (now.shown) add_shown(a, pos);", "add_shown(a, pos);",
+        "gru", "step", "if (now.shown) add_shown(a, at);", "add_shown(a, at);",
     ),
     "a gradient that crosses a reset": ("gru", "block", "dh[k][u] = 0.0f;", ""),
-    "a gradient that crosses a reset, step": ("gru", "step", "        a.dh[index] = real(0);\n", ""),
+    "a gradient that crosses a reset, step": ("gru", "step", "        a.dh[at.index] = real(0);\n", ""),
     "a sum that a reset does not reach": ("gru", "block", "marks.dh[to + u] += dh[k][u];", ""),
     "the old h of backward": ("gru", "block", "in.state[0] = float(marks.h[from]);", ""),
     "the old h of backward, step": (
-        "gru", "step", "m.reset ? a.marks.h[index] : a.h[old_slot]", "a.h[old_slot]",
+        "gru", "step", "(m.reset ? a.marks.h + at.index : a.h + at.old_h)", "(a.h + at.old_h)",
     ),
     "an output that is not silent": ("rnn", "block", "live || (MARKED && (mark[k] & Mark::shown))", "true"),
     "the marks of direction 0": ("rnn", "block", "((long long)pos.d * T_ + t) * B;", "(long long)t * B;"),
