@@ -24,11 +24,13 @@ H100 = Device(90, 132, 227 * 1024, 1.755e9)
 
 @pytest.fixture
 def forced(monkeypatch):
-    """``forced(U, R, C, stages=2)``: layers run by tiles of U units and R sequences, shared by C thread blocks."""
+    """``forced(U, R, C, stages=2)``: layers run by tiles of U units and R sequences, shared by C thread blocks.
+    backward: the C of backward, if it is another."""
 
-    def force(U, R, C, stages=2):
+    def force(U, R, C, stages=2, backward=None):
         def fused_candidates(problem, device):
-            return [schedules.fused_tile(problem, H100, U, R, C, stages)]
+            blocks = (problem.backward and backward) or C
+            return [schedules.fused_tile(problem, H100, U, R, blocks, stages)]
 
         schedules.candidates.cache_clear()
         monkeypatch.setitem(schedules.FINDERS, "fused", fused_candidates)
@@ -48,7 +50,7 @@ SIZES = [  # kind, dtype, T, B, H, U, R, C, stages, ragged, both directions, ord
     ("rnn relu", "bfloat16", 4, 3, 19, 32, 32, 1, 2, True, True, "interrupted"),
     ("lstm", "tf32", 3, 3, 66, 32, 32, 2, 2, True, False, "random"),
     ("gru", "tf32", 1, 1, 7, 16, 64, 1, 4, True, True, "descending"),
-    ("rnn tanh", "float32", 3, 2, 129, 64, 64, 2, 2, True, False, "ascending"),
+    ("rnn tanh", "float32", 3, 40, 129, 64, 64, 2, 2, True, False, "ascending"),  # 8 turns, 4 at a time
     ("lstm", "float32", 3, 5, 20, 16, 64, 1, 2, True, True, "random"),
 ]
 
@@ -60,6 +62,27 @@ def test_sizes(kind, dtype, T, B, H, U, R, C, stages, ragged, both, order, force
     dtype, options = precision(dtype)
     ops = cuda_ops(**{"policy": "descending"} if order == "descending" else THREAD_ORDERS[order])
     compare(kind, ops, dtype, T, B, ragged, H=H, bidirectional=both, schedule="fused", **options)
+
+
+def test_blocks_that_have_fewer_sequences_than_their_threads_could_take(forced):
+    """Threads are left over where a block of eight has 4 sequences of a tile of 32."""
+    forced(32, 32, 1, backward=8)
+    compare("lstm", cuda_ops(), "float32", 2, 9, H=33, schedule="fused", precision="tf32")
+
+
+def test_the_bytes_of_a_loop_are_those_of_its_arrays(forced):
+    """Those of its two passes, too. As many as backward reads, with a doutput as large as the output."""
+    forced(32, 32, 1)
+    ops = cuda_ops(checked=False)
+    layer = build("lstm", ops, "float16", H=70, schedule="fused", bidirectional=True)
+    for _ in range(2):
+        _, _, backward = layer.forward(ops.xp.zeros((2, 35, 4), "float16"))
+    backward(None)
+    del backward
+    ((_, loop),) = ops.pool.free.values()
+    panels = [array for one in loop.fused.values() for array in (one.weights, one.vectors)]
+    arrays = [loop.h, loop.output, loop.output, loop.gates, loop.others, *panels]
+    assert len(panels) == 4 and loop.nbytes == sum(array.nbytes for array in arrays)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -250,6 +273,18 @@ def test_what_fits_and_what_is_chosen():
     assert schedules.choose(problem(dtype="float32"), H100)[0].schedule == "fused"
     alone = schedules.candidates(problem(), Device(89, 128, 99 * 1024))[0]
     assert {one.numbers[2] for one in alone if one.schedule == "fused"} == {1}
+
+
+def test_shared_memory_holds_the_stages_and_then_the_sums():
+    """The sums, float [R, rows + 4], take the place of the stages, and may need more room than two of them."""
+    more = 0
+    for U, R in itertools.product((16, 32, 64), (32, 64, 128)):
+        tile = schedules.fused_tile(problem("lstm"), H100, U, R, 1, 2)
+        if tile is not None:
+            stages, sums = 2 * 128 * (4 * U + R), 4 * R * (4 * U + 4)
+            assert tile.shared >= max(stages, sums)
+            more += sums > stages
+    assert more
 
 
 @pytest.mark.parametrize("change, reason", [
