@@ -60,6 +60,13 @@ def at(T, B, *steps):
     return found
 
 
+def where_held(_, T, B):
+    """Resets of timesteps that are held. Of every second sequence also behind one that is held, after one that is not."""
+    reset, held = at(T, B, 0, 2), at(T, B, 0, 1, 2)
+    reset[:, 1::2], held[:, 1::2] = at(T, 1, 1, T - 1), at(T, 1, 1, T - 2)
+    return reset, ~held
+
+
 # name -> function(rng, T, B): reset, mask; and options of the layer
 PATTERNS = {
     "resets": (lambda rng, T, B: (anywhere(rng, T, B, 0.4), None), {}),
@@ -67,7 +74,7 @@ PATTERNS = {
     "masks": (lambda rng, T, B: (None, anywhere(rng, T, B, 0.6)), {}),
     "shown": (lambda rng, T, B: (anywhere(rng, T, B, 0.3), anywhere(rng, T, B, 0.6)), {"masked_output": "repeat"}),
     "all masked": (lambda rng, T, B: (at(T, B, 2), at(T, B)), {"masked_output": "repeat"}),
-    "reset where held": (lambda rng, T, B: (at(T, B, 0, 2), ~at(T, B, 0, 1, 2)), {}),
+    "reset where held": (where_held, {}),
     "every step": (lambda rng, T, B: (~at(T, B), anywhere(rng, T, B, 0.8)), {"reset_to": "initial"}),
 }
 
