@@ -85,6 +85,18 @@ def test_the_bytes_of_a_loop_are_those_of_its_arrays(forced):
     assert len(panels) == 4 and loop.nbytes == sum(array.nbytes for array in arrays)
 
 
+def test_no_timestep_and_no_sequence(forced):
+    forced(32, 32, 1)
+    layer = build("gru", cuda_ops(), "float16", H=11, schedule="fused")
+    for T, B in ((0, 2), (2, 0)):
+        for _ in range(3):  # the second call is recorded
+            x, state = layer.xp.ones((T, B, 4), "float16"), layer.xp.ones((1, B, 11), "float16")
+            output, final, backward = layer.forward(x, state)
+            dx, dstate = backward(layer.xp.ones((T, B, 11), "float16"), 3 * state)
+            assert output.shape == (T, B, 11) and dx.shape == x.shape
+            assert (final.get() == 1).all() and (dstate.get() == 3).all()
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option(option, forced):
     """Each with one cell; what differs between cells is in the sizes above."""

@@ -61,7 +61,7 @@ def at(T, B, *steps):
 
 
 def where_held(_, T, B):
-    """Resets of timesteps that are held. Of every second sequence also behind one that is held, after one that is not."""
+    """Resets where a timestep is held. Of every second sequence also behind one that is held, which is behind others."""
     reset, held = at(T, B, 0, 2), at(T, B, 0, 1, 2)
     reset[:, 1::2], held[:, 1::2] = at(T, 1, 1, T - 1), at(T, 1, 1, T - 2)
     return reset, ~held
