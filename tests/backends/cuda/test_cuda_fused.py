@@ -64,10 +64,11 @@ def test_sizes(kind, dtype, T, B, H, U, R, C, stages, ragged, both, order, force
     compare(kind, ops, dtype, T, B, ragged, H=H, bidirectional=both, schedule="fused", **options)
 
 
-def test_blocks_that_have_fewer_sequences_than_their_threads_could_take(forced):
-    """Threads are left over where a block of eight has 4 sequences of a tile of 32."""
-    forced(32, 32, 1, backward=8)
-    compare("lstm", cuda_ops(), "float32", 2, 9, H=33, schedule="fused", precision="tf32")
+@pytest.mark.parametrize("kind, H, C", [("lstm", 33, 8), ("gru", 34, 4)])
+def test_blocks_with_fewer_sequences_than_threads_and_panels_that_are_no_multiple(kind, H, C, forced):
+    """Of a tile of 32 sequences a block of eight has 4, and its threads could take 8. Four blocks have 6 panels."""
+    forced(32, 32, 1, backward=C)
+    compare(kind, cuda_ops(), "float32", 2, 9, H=H, schedule="fused", precision="tf32")
 
 
 def test_the_bytes_of_a_loop_are_those_of_its_arrays(forced):

@@ -60,8 +60,15 @@ def at(T, B, *steps):
     return found
 
 
+def shown(rng, T, B):
+    """Anywhere; of sequence 0 a timestep that is held between one that is not and a reset."""
+    reset, mask = anywhere(rng, T, B, 0.3), anywhere(rng, T, B, 0.6)
+    reset[-3:, 0], mask[-3:, 0] = [False, False, True], [True, False, True]
+    return reset, mask
+
+
 def where_held(_, T, B):
-    """Resets where a timestep is held. Of every second sequence also behind one that is held, which is behind others."""
+    """Resets where a timestep is held; of every second sequence also behind one that is held, after others."""
     reset, held = at(T, B, 0, 2), at(T, B, 0, 1, 2)
     reset[:, 1::2], held[:, 1::2] = at(T, 1, 1, T - 1), at(T, 1, 1, T - 2)
     return reset, ~held
@@ -72,7 +79,7 @@ PATTERNS = {
     "resets": (lambda rng, T, B: (anywhere(rng, T, B, 0.4), None), {}),
     "first and last": (lambda rng, T, B: (at(T, B, 0, 1, T - 1), None), {}),
     "masks": (lambda rng, T, B: (None, anywhere(rng, T, B, 0.6)), {}),
-    "shown": (lambda rng, T, B: (anywhere(rng, T, B, 0.3), anywhere(rng, T, B, 0.6)), {"masked_output": "repeat"}),
+    "shown": (shown, {"masked_output": "repeat"}),
     "all masked": (lambda rng, T, B: (at(T, B, 2), at(T, B)), {"masked_output": "repeat"}),
     "reset where held": (where_held, {}),
     "every step": (lambda rng, T, B: (~at(T, B), anywhere(rng, T, B, 0.8)), {"reset_to": "initial"}),
@@ -408,19 +415,19 @@ MUTATIONS = {
     "a reset one step late": ("lstm", "block", "if (next_mark[k] & Mark::reset)", "if (mark[k] & Mark::reset)"),
     "a reset one step late, step": ("lstm", "step", "bool(then & Mark::reset)", "bool(now & Mark::reset)"),
     "a reset of h alone": ("lstm", "block", "others[s][k][u] = marks.others[place + u];", ";"),
-    "a reset of h alone, step": ("lstm", "step", "if (m.reset) return", "if (false) return"),
+    "a reset of h alone, step": ("lstm", "step", "return m.reset ?", "return false ?"),
     "a hold that leaks into dh": (
         "lstm", "block", "live = lives(k, t);", "live = within(k, t);",
     ),
     "a hold that leaks into dh, step": (
-        "gru", "step", "if (now.shown) add_shown(a, pos);", "add_shown(a, pos);",
+        "gru", "step", "if (now.shown) add_shown(a, at);", "add_shown(a, at);",
     ),
     "a gradient that crosses a reset": ("gru", "block", "dh[k][u] = 0.0f;", ""),
-    "a gradient that crosses a reset, step": ("gru", "step", "        a.dh[index] = real(0);\n", ""),
+    "a gradient that crosses a reset, step": ("gru", "step", "        a.dh[at.index] = real(0);\n", ""),
     "a sum that a reset does not reach": ("gru", "block", "marks.dh[to + u] += dh[k][u];", ""),
     "the old h of backward": ("gru", "block", "in.state[0] = float(marks.h[from]);", ""),
     "the old h of backward, step": (
-        "gru", "step", "m.reset ? a.marks.h[index] : a.h[old_slot]", "a.h[old_slot]",
+        "gru", "step", "m.reset ? a.marks.h + at.index : a.h + at.old_h", "a.h + at.old_h",
     ),
     "an output that is not silent": ("rnn", "block", "live || (MARKED && (mark[k] & Mark::shown))", "true"),
     "the marks of direction 0": ("rnn", "block", "((long long)pos.d * T_ + t) * B;", "(long long)t * B;"),
