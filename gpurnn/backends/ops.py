@@ -123,11 +123,11 @@ class Ops(InChunks, FromStates):
         """``(name, reason)`` of the time loop for a ``schedules.Problem``. wanted: a layer's argument ``schedule``."""
         return "array code", "one timestep after another; fused kernels need the 'cuda' backend"
 
-    def packed_bytes(self, problem, P, T):
+    def packed_bytes(self, problem, P, T, wanted="auto"):
         """Bytes that a layer's calls allocate for a while, besides the arrays that they return or save.
 
         They hold weights, inputs and states in the order in which matrix products read them. problem: a
-        ``schedules.Problem``. P: size of h. T: timesteps.
+        ``schedules.Problem``. P: size of h. T: timesteps. wanted: as in ``schedule``.
         """
         return 0
 

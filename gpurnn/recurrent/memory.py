@@ -100,7 +100,9 @@ def peak_bytes(layer, B, segments, marked=False):
         compiled = layer.ops.schedule(problem, layer.schedule)[0] == "compiled"
         for backward in (False, True):
             one = replace(problem, backward=backward)
-            packed = max(packed, layer.ops.packed_bytes(one, layer._sizes(k)[2] // layer.heads, longest))
+            packed = max(
+                packed, layer.ops.packed_bytes(one, layer._sizes(k)[2] // layer.heads, longest, layer.schedule)
+            )
     return Rehearsal(layer, Shape(lengths, B, segments.states, marked), compiled).peak() + packed
 
 

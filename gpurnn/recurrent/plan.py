@@ -38,7 +38,8 @@ class Plan:
     packed_bytes : int
         What compiled code on a CPU uses, for a while, to copy weights, inputs and states into the order in which its
         products read them: the largest of all layers. In long calls these are x or h of a chunk of timesteps, some
-        thousand rows of I or P numbers, each padded to whole vectors, for the weight gradients.
+        thousand rows of I or P numbers, each padded to whole vectors, for the weight gradients. The schedule "fused" of
+        a GPU copies W_hh and two timesteps of what it multiplies, float32 as six bytes a number.
     peak_bytes : int
         The most that a call with its backward takes at once, besides x, doutput, parameters and their gradients, where
         the output is held to the end. On "numpy" and "cpu" it is within 5 % of what is measured, for a first call (10 %
@@ -135,7 +136,9 @@ def _schedules(layer, T, B, segments):
     for k, forward in enumerate(layer_problems(layer, T, B)):
         for backward in (False, True):
             problem = replace(forward, backward=backward)
-            packed = max(packed, layer.ops.packed_bytes(problem, layer._sizes(k)[2] // layer.heads, longest))
+            packed = max(
+                packed, layer.ops.packed_bytes(problem, layer._sizes(k)[2] // layer.heads, longest, layer.schedule)
+            )
             name, why = layer.ops.schedule(problem, layer.schedule)
             schedules.setdefault((name, why), []).append(f"layer {k} {'backward' if backward else 'forward'}")
     lines = [f"{', '.join(passes)}: {name}, {why}" for (name, why), passes in schedules.items()]

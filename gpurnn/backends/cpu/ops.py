@@ -123,7 +123,7 @@ class CpuOps(HostOps):
     def refuse_sizes(self, T, B, layers):
         refuse_uncountable(T, B, self.name)
 
-    def packed_bytes(self, problem, P, T):
+    def packed_bytes(self, problem, P, T, wanted="auto"):
         return packing.packed_bytes(self, problem, P, T)
 
     def empty_steps(self, T, B, F, dtype):

@@ -33,11 +33,12 @@ class FusedPass:
         )
 
     @staticmethod
-    def nbytes(tile, H, B, D, products, backward):
-        """Bytes of the arrays of such a pass."""
+    def nbytes(tile, problem):
+        """Bytes of the arrays of such a pass: a ``Fused``, for a ``schedules.Problem``."""
         U, R, _, _, parts = tile.numbers
-        row = tile.panels * parts * PANEL * D
-        return row * (-(-H // U) * U * (1 if backward else products) + 2 * -(-B // R) * R)
+        row = tile.panels * parts * PANEL * problem.directions
+        rows = -(-problem.H // U) * U * (1 if problem.backward else problem.products)
+        return row * (rows + 2 * -(-problem.B // R) * R)
 
     def _start(self):
         """Put the weights into panels, and what the first timestep multiplies: ``h_now``, or zeros in backward."""

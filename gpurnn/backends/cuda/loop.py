@@ -41,7 +41,7 @@ class Loop:
         self.problems, self.candidates, self.by_step = plan.problems, plan.candidates, plan.by_step
         self.inputs, self.nbytes = plan.inputs, plan.nbytes
         self.graphs = {}  # name -> CUDA graphs, one after another
-        self.fused = {}  # pass -> its ``FusedPass``, from its first run on
+        self.fused = {}  # pass -> its ``FusedPass``, where this loop is recorded
         # W_ih x, and what the cell saves
         self.gates = None if plan.gates_shape is None else empty(plan.gates_shape, self.dtype)
         self.h = empty(plan.h_shape, self.dtype)
@@ -209,6 +209,9 @@ class Loop:
         self._fused("forward").run("forward")
 
     def _fused(self, which):
+        """The ``FusedPass`` of this run: where nothing is recorded, its arrays are needed no longer."""
+        if not self.recorded:
+            return FusedPass(self, which)
         if which not in self.fused:
             self.fused[which] = FusedPass(self, which)
         return self.fused[which]

@@ -94,7 +94,7 @@ class LoopPlan:
         self.nbytes += self.D * self.mask_steps * B * len(cell.draws) * H
         for name, candidate in self.candidates.items():
             if candidate.schedule == "fused":
-                self.nbytes += FusedPass.nbytes(candidate, H, B, self.D, len(cell.hidden), name == "backward")
+                self.nbytes += FusedPass.nbytes(candidate, self.problems[name])
         if marked:  # for each state that resets give the sum of its gradients, too
             self.nbytes += self.D * B * (T + P * self.dtype.itemsize + (P + 2 * others * H) * self.real.itemsize)
 

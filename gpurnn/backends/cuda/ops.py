@@ -25,6 +25,7 @@ from ..streams import ONE_STREAM
 from . import schedules
 from .cublas import is_matrix
 from .exchange import Exchange
+from .fused import FusedPass
 from .graphs import Lease, LoopPool
 from .launch import ALIGNMENT, BY_STEP, Kernels, c_type, kernel_of, signature
 from .loop import Loop
@@ -137,6 +138,10 @@ class CudaOps(Sums, Ops):
             work = "one launch" if candidate.schedule == "fused" else "a fused kernel and a cuBLAS product"
             return candidate.schedule, f"{work} for each timestep, {launches}; {reason}"
         return candidate.schedule, f"one launch for the whole sequence: {reason}"
+
+    def packed_bytes(self, problem, P, T, wanted="auto"):
+        candidate = None if array_code(problem.cell, problem.directions) else self.choose(problem, wanted)[0]
+        return FusedPass.nbytes(candidate, problem) if candidate and candidate.schedule == "fused" else 0
 
     def recordings(self):
         """Which time loops, and which updates of ``fit``, became CUDA graphs, and why others did not.

@@ -83,11 +83,12 @@ def with_means(ax, ah, s, p):
 
 @pytest.fixture(autouse=True)
 def compiled_as_for_users(request, monkeypatch):
-    """Not by the quick compiler of conftest.py, so that the optimizer sees what it sees in the library: each cell in
-    float32, and in float64, which takes other widths of the same code, the cell with most states and the one with
-    stages. On smaller vectors the library's cells run in test_cpu_ops.py."""
+    """Not by the quick compiler of conftest.py, so that the optimizer sees what it sees in the library: the cell with
+    most states, the one that draws and the one with stages; in float64, which takes other widths of the same code, only
+    the last. On smaller vectors the library's cells run in test_cpu_ops.py."""
     given = request.node.callspec.params
-    quick = given.get("dtype") == "float64" and given["cell"] not in (four_states, with_means)
+    cell, double = given["cell"], given.get("dtype") == "float64"
+    quick = cell in TRACED and cell not in ((with_means,) if double else (four_states, drawing, with_means))
     if "quick_compiler" in os.environ.get("CXX", "") and not quick and request.function is not test_on_smaller_vectors:
         monkeypatch.delenv("CXX")
 
@@ -148,8 +149,10 @@ def test_a_compiled_cell_is_no_worse_than_array_code(cell, dtype, threads):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", cpu_levels()[:-1], ids=lambda level: cpu_ops.LEVELS[level])
-@pytest.mark.parametrize("cell", TRACED, ids=NAMES)
+@pytest.mark.parametrize("cell, level", [
+    pytest.param(cell, level, id=f"{cell.name}-{cpu_ops.LEVELS[level]}")
+    for level in cpu_levels()[:-1] for cell in (TRACED if level == 0 else (drawing, with_means))
+])  # fmt: skip
 def test_on_smaller_vectors(cell, level, threads, monkeypatch):
     monkeypatch.setattr(gpurnn.get_backend("cpu"), "level", level)
     threads(2)

@@ -69,8 +69,8 @@ def test_cells_compiled_at_their_first_use_do_so_too(place, tmp_path):
     watch = " ".join(flag for flag in FLAGS.split() if "sanitize" in flag or flag == "-O0")
     compiler.write_text(f'#!/bin/sh\nexec g++ "$@" {watch}\n')
     compiler.chmod(0o700)
-    # all that `peephole` reads and writes `two_products` and `drawing` do, too
-    tests = "tests/backends/cpu/test_cells.py", "-k", "no_worse and float32 and not peephole"
+    # all that `peephole` and `no_product` read and write `two_products` and `drawing` do, too
+    tests = "tests/backends/cpu/test_cells.py", "-k", "no_worse and float32 and not peephole and not no_product"
     code, told = watched(
         place, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *tests,
         CXX=str(compiler), GPURNN_CACHE=str(tmp_path / "cache"),

@@ -113,7 +113,7 @@ __global__ void add_one(const float* from, float* to, int load_early, int store_
 
 
 def chain(*launches, dependent=True, size=40):
-    """Launches (from, to, load, store and let the next one begin early) of arrays by their numbers, one after another."""
+    """Launches of arrays by their numbers: (from, to, and whether to load, to store, to let the next begin early)."""
     emu = emulator.Emulator()
     kernel = emu.load(DEPENDENT, name="add_one")
     arrays = [emu.array(np.zeros(size, np.float32), f"array {k}") for k in range(5)]

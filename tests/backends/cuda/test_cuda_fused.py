@@ -310,3 +310,20 @@ def test_who_is_refused_is_told_why(change, reason):
     sizes = {name: value for name, value in change.items() if name != "device"}
     with pytest.raises(ValueError, match=f"^schedule: fused.*{reason}"):
         schedules.choose(problem(**sizes), change.get("device", H100), "fused")
+
+
+@pytest.mark.parametrize("kind, dtype", [("lstm", "float32"), ("gru", "float16")])
+def test_the_bytes_of_a_pass_are_those_of_its_arrays_and_stand_in_the_plan(kind, dtype, forced):
+    forced(32, 32, 1)
+    ops = cuda_ops(checked=False)
+    layer = build(kind, ops, dtype, H=70, bidirectional=True, schedule="fused")
+    layer(ops.xp.zeros((4, 33, 4), dtype))
+    assert not any(loop.fused for _, loop in ops.pool.free.values())
+    for _ in range(2):
+        layer.forward(ops.xp.zeros((4, 33, 4), dtype))[2](None)
+    ((_, loop),) = ops.pool.free.values()
+    found = {}
+    for name, one in loop.fused.items():
+        found[name] = FusedPass.nbytes(loop.candidates[name], loop.problems[name])
+        assert found[name] == one.weights.nbytes + one.vectors.nbytes
+    assert set(found) == {"forward", "backward"} and layer.plan(4, 33).packed_bytes == max(found.values())

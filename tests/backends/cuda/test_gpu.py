@@ -40,7 +40,7 @@ def test_warmup():
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("H", [32, 65, 256, 1000])
-@pytest.mark.parametrize("schedule", ["auto", "step", "block", "grid"])
+@pytest.mark.parametrize("schedule", ["auto", "step", "block", "grid", "fused"])
 def test_larger_sizes(cell, H, schedule):
     options = {"proj_size": H // 2} if cell == "lstm projected" else {}
     layer, plain, exact = twins(cell, "cuda", "float32", I=48, H=H, schedule=schedule, **options)
@@ -60,11 +60,12 @@ def test_larger_sizes(cell, H, schedule):
 @pytest.mark.parametrize("cell", ["rnn tanh", "lstm", "gru"])
 @pytest.mark.parametrize("H", [65, 256, 500])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "tf32"])
-def test_larger_sizes_in_clusters(cell, H, dtype):
+@pytest.mark.parametrize("schedule", ["cluster", "fused"])
+def test_larger_sizes_on_tensor_cores(cell, H, dtype, schedule):
     dtype, options = ("float32", {"precision": "tf32"}) if dtype == "tf32" else (dtype, {})
     try:
         worst, detail = compare(
-            cell, "cuda", dtype, 33, 17, True, H=H, bidirectional=True, schedule="cluster", **options
+            cell, "cuda", dtype, 33, 17, True, H=H, bidirectional=True, schedule=schedule, **options
         )
     except ValueError as error:  # no clusters here
         pytest.skip(str(error))
@@ -105,13 +106,15 @@ def test_a_broken_kernel_names_its_line(ops, monkeypatch):
         ops.device.load("dropout.cu", "broken")
 
 
-def test_loops_are_recorded_and_replayed(ops):
-    layer, plain, exact = twins("lstm", "cuda", "float32", schedule="step", num_layers=2, bidirectional=True)
+@pytest.mark.parametrize("schedule, T", [("step", 6), ("fused", 6), ("fused", 150)])
+def test_loops_are_recorded_and_replayed(ops, schedule, T):
+    layer, plain, exact = twins("lstm", "cuda", "float32", schedule=schedule, num_layers=2, bidirectional=True)
     for call in range(4):
-        batch = Batch(exact, 6, 5, ragged=True, seed=call)
+        batch = Batch(exact, T, 5, ragged=True, seed=call)
         share, detail = worst_error(batch.run(layer), batch.run(plain), batch.run(exact), "float32", None)
         assert share <= 1, f"call {call}: {detail}"
     assert any(loop.graphs for _, loop in ops.pool.free.values()), ops.recordings()
+    assert ops.device.dependent is None or ops.device.dependent.usable
 
 
 def test_products_are_recorded_and_replayed(ops):
