@@ -16,11 +16,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "wheels"
-# Other versions of Zig make other bytes.
+# Other versions of the first two make other bytes.
 NEEDS = (
     "ziglang==0.17.1",
+    "setuptools==84.2.1",
     "build>=1.2",
-    "setuptools>=77",
     "wheel",
     "pyelftools",
     "macholib",
@@ -50,8 +50,10 @@ def arguments(targets):
     parser = argparse.ArgumentParser(prog=".ci/wheels", description=__doc__.partition("\n\n")[0])
     names = [target.name for target in targets]
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"one of {', '.join(names)}; all without one")
-    parser.add_argument("--out", default=ROOT / "dist", type=Path, help="the folder of the wheels")
-    parser.add_argument("--pieces", default=FOLDER / "pieces", type=Path, help="the folder of what is compiled")
+    folder = lambda text: Path(text).resolve()  # noqa: E731
+    parser.add_argument("--out", default=ROOT / "dist", type=folder, help="the folder of the wheels")
+    parser.add_argument("--pieces", default=FOLDER / "pieces", type=folder, help="the folder of what is compiled")
+    parser.add_argument("--compare", type=folder, metavar="FOLDER", help="wheels of another build, to be equal")
     parser.add_argument("--jobs", default=os.cpu_count() or 1, type=int, help="how many compilations at a time")
     given = parser.parse_args()
     unknown = set(given.targets) - set(names)
@@ -87,9 +89,9 @@ def pure_wheel(folder):
 
 def main():
     environment()
-    from binaries import audit, facts, faults
+    from binaries import audit, facts, faults, places
     from compiling import Builder
-    from packing import write
+    from packing import differences, write
     from targets import TARGETS
 
     given = arguments(TARGETS)
@@ -102,7 +104,8 @@ def main():
     made = [write(pure, None, None, given.out)]
     for target, library in libraries.items():
         found = facts(library)
-        wrong += [f"{target.name}: {fault}" for fault in faults(found)]
+        said = (*faults(found), *places(library, (ROOT, given.pieces)))
+        wrong += [f"{target.name}: {fault}" for fault in said]
         made.append(write(pure, target, library, given.out))
         print(f"{target.name}: {found['kind']} {found['machine']}, {library.stat().st_size:,} bytes"
               f"{', stripped' if found['stripped'] else ', not stripped'}, from {found['oldest']} on, exports "
@@ -113,6 +116,11 @@ def main():
     for path in made:
         print(f"{path.stat().st_size:>10,} bytes  {path.name}")
     print(f"{time.monotonic() - started:.0f} s")
+    if given.compare:
+        found = [f"{path.name}: {what}" for path in made for what in differences(path, given.compare / path.name)]
+        wrong += found
+        if not found:
+            print(f"all {len(made)} are equal to those in {given.compare}, byte for byte")
     if wrong:
         sys.exit("\n".join(wrong))
 

@@ -6,7 +6,6 @@ its tag has.
 
 import shutil
 import subprocess
-import zipfile
 from pathlib import Path
 
 PREFIX = "gpurnn_native_"
@@ -18,6 +17,8 @@ _SYSTEM = (
 # What Zig's linker, which knows no list of exports, exports of every library for macOS: operators new and delete of its
 # C++ runtime, all sizes and alignments of them, and two names that are no functions.
 _MACOS = ("_Zna", "_Znw", "_Zda", "_Zdl", "__dso_handle", "_mh_dylib_header")
+# The newest version of a C library or system that a library may ask for: that of its wheel's tag.
+_OLDEST = {"glibc": (2, 17), "musl": (), "macOS": (11, 0), "Windows": (10, 0)}
 _UCRT = "api-ms-win-crt-"  # a part of Windows since version 10
 
 
@@ -37,10 +38,25 @@ def faults(found):
     ]
     if not found["exports"]:
         yield "it exports nothing"
+    name, _, version = found["oldest"].partition(" ")
+    if tuple(map(int, version.split(".") if version else ())) > _OLDEST[name]:
+        yield f"it needs {found['oldest']}"
+    if not found["stripped"]:
+        yield "it has symbols of its inside"
+    if (found["kind"], found["machine"]) == ("Mach-O, not signed", "arm64"):
+        yield "it is not signed, which processors by Apple ask for"
     if strangers:
         yield f"it exports {', '.join(strangers)}"
     if missing:
         yield f"it needs {', '.join(missing)}"
+
+
+def places(path, folders):
+    """Which of the folders of a build a library names, as sentences: it would have other bytes in other folders."""
+    content = Path(path).read_bytes()
+    for folder in folders:
+        if str(folder).encode() in content:
+            yield f"it holds the path {folder}"
 
 
 _SYSTEM_LOWER = {name.lower() for name in _SYSTEM}
@@ -81,9 +97,11 @@ def _macho(path):
         elif load.cmd == mach_o.LC_CODE_SIGNATURE:
             signed = True
     machine = {mach_o.CPU_TYPE_ARM64 if hasattr(mach_o, "CPU_TYPE_ARM64") else 0x100000C: "arm64"}
-    names = [name.decode().removeprefix("_") for _, name in SymbolTable(file).extdefsyms]
+    table = SymbolTable(file)
+    names = [name.decode().removeprefix("_") for _, name in table.extdefsyms]
+    inside = [name for _, name in table.localsyms if not name.endswith(b"__thunk")]  # which the linker itself adds
     kind = "Mach-O, signed" if signed else "Mach-O, not signed"
-    return _facts(kind, machine.get(header.header.cputype, "x86_64"), names, needs, oldest, True)
+    return _facts(kind, machine.get(header.header.cputype, "x86_64"), names, needs, oldest, not inside)
 
 
 def _pe(path):
@@ -112,9 +130,3 @@ def audit(wheel):
     if done.returncode:  # it may not know the wheel's C library where that is not this machine's
         return f"nothing: {(done.stderr.strip() or 'no message').splitlines()[-1]}"
     return " ".join(done.stdout.split())
-
-
-def unpack(wheel, name, folder):
-    """Extract one file of a wheel; its path."""
-    with zipfile.ZipFile(wheel) as archive:
-        return archive.extract(name, folder)

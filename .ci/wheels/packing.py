@@ -38,6 +38,25 @@ def write(pure, target, library, out):
     return path
 
 
+def differences(one, other):
+    """Where two wheels of one name differ, as sentences; none where their bytes are equal."""
+    if not Path(other).is_file():
+        yield f"there is no {other}"
+        return
+    if Path(one).read_bytes() == Path(other).read_bytes():
+        return
+    first, second = read(one), read(other)
+    for name in sorted({*first, *second}):
+        if name not in first or name not in second:
+            yield f"{name}: only one of the two has it"
+        elif first[name] != second[name]:
+            pairs = zip(first[name], second[name], strict=False)
+            at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first[name]), len(second[name])))
+            yield f"{name}: different from byte {at:,} on"
+    if first == second:
+        yield "the same files, stored in another way"
+
+
 def _of_platform(text, tags):
     """The file WHEEL with other tags."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith(("Tag:", "Root-Is-Purelib:"))]

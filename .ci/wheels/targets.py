@@ -23,6 +23,9 @@ class Target(NamedTuple):
 
 _EXPORTS = "-Wl,--version-script={exports}"  # without it the library offers its operators new and delete to others
 _ELF = (_EXPORTS, "-Wl,-z,noexecstack")
+# A library for macOS holds the name by which programs find it. Without this one it is the path of the build's folder.
+# -x: without the names of functions inside, which -s alone leaves there.
+_MACHO = ("-Wl,-install_name,@rpath/_native.dylib", "-Wl,-x")
 
 
 def _linux(machine, pieces):
@@ -34,9 +37,9 @@ def _linux(machine, pieces):
 
 TARGETS = (
     *_linux("x86_64", _X86),
-    Target("macos-x86_64", "x86_64-macos.11.0", ("macosx_11_0_x86_64",), "_native.dylib", _X86, ()),
+    Target("macos-x86_64", "x86_64-macos.11.0", ("macosx_11_0_x86_64",), "_native.dylib", _X86, _MACHO),
     Target("windows-x86_64", "x86_64-windows-gnu", ("win_amd64",), "_native.dll", _X86, ()),
     *_linux("aarch64", _ARM),
-    Target("macos-arm64", "aarch64-macos.11.0", ("macosx_11_0_arm64",), "_native.dylib", _ARM, ()),
+    Target("macos-arm64", "aarch64-macos.11.0", ("macosx_11_0_arm64",), "_native.dylib", _ARM, _MACHO),
     Target("windows-arm64", "aarch64-windows-gnu", ("win_arm64",), "_native.dll", _ARM, ()),
 )

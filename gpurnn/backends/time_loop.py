@@ -114,7 +114,7 @@ def sequence_backward(ops, cell, saved, weights, doutput, dstate, lengths=None, 
     dtype, real = gates.dtype, compute_dtype(gates.dtype)
     T, B, _ = gates.shape
     P, H = saved.h.shape[2], gates.shape[2] // cell.saved_blocks
-    columns = len(cell.preactivations) * H
+    columns, saves = len(cell.preactivations) * H, len(cell.saved) * H
     z, d = _step_buffer(ops, B, cell.saved_blocks * H, real), _step_buffer(ops, B, columns, real)
     scratch = Scratch(z, _step_buffer(ops, B, H, real), d)
     # the gradients with respect to the state where the loop has arrived
@@ -140,7 +140,7 @@ def sequence_backward(ops, cell, saved, weights, doutput, dstate, lengths=None, 
             arriving = [gradient.copy() for gradient in running]
         if dh_steps is not None:
             dh_steps[t] = dh.T if held[t] is None else xp.where(held[t], 0, dh).T
-        z[...] = gatesT[t]
+        z[:saves] = gatesT[t, :saves]  # nothing was written to the rest, and Arm's NumPy warns of such bits
         before, after = ([hT[slot], *(steps[slot] for steps in othersT)] for slot in (old, new))
         before = after_reset(xp, reset[t], before, firsts)
         states = ((upcast(parts[0]), *parts[1:]) for parts in (before, after))

@@ -62,6 +62,43 @@ def test_equal_content_gives_equal_bytes(pure, tmp_path):
     assert same.name == pure.name and set(packing.read(same)) == set(packing.read(pure))
 
 
+def test_wheels_of_two_builds_are_compared(pure, tmp_path):
+    """Where they differ is said: in which file, from which byte on, or in how they are stored."""
+    (tmp_path / "other").mkdir()
+    library = tmp_path / "library"
+    library.write_bytes(bytes(3000))
+    one = packing.write(pure, TARGETS[0], library, tmp_path)
+    other = packing.write(pure, TARGETS[0], library, tmp_path / "other")
+    assert list(packing.differences(one, other)) == []
+    library.write_bytes(bytes(2999) + b"1")
+    packing.write(pure, TARGETS[0], library, other.parent)
+    name = f"gpurnn/{TARGETS[0].library}: different from byte 2,999 on"
+    record, found = packing.differences(one, other)
+    assert found == name and record.startswith("gpurnn-0.1.0.dist-info/RECORD: different from byte ")
+    files = packing.read(one)
+    with zipfile.ZipFile(other, "w") as wheel:
+        for name in files:
+            wheel.writestr(zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0)), files[name])
+    assert list(packing.differences(one, other)) == ["the same files, stored in another way"]
+    with zipfile.ZipFile(other, "a") as wheel:
+        wheel.writestr("more", "")
+    assert list(packing.differences(one, other)) == ["more: only one of the two has it"]
+    other.unlink()
+    assert list(packing.differences(one, other)) == [f"there is no {other}"]
+
+
+def test_a_library_names_no_folder_of_its_build(tmp_path):
+    """As one for macOS does by default: its own path."""
+    library = tmp_path / "library"
+    library.write_bytes(b"\xcf\xfa\xed\xfe" + bytes(24) + b"@rpath/_native.dylib\0/elsewhere\0")
+    folders = tmp_path / "pieces", tmp_path / "sources"
+    assert list(binaries.places(library, folders)) == []
+    library.write_bytes(bytes(9) + f"{folders[1]}/_native.dylib".encode())
+    assert list(binaries.places(library, folders)) == [f"it holds the path {folders[1]}"]
+    flags = [target.flags for target in TARGETS if target.library.endswith(".dylib")]
+    assert flags == [("-Wl,-install_name,@rpath/_native.dylib", "-Wl,-x")] * 2
+
+
 def test_every_platform_has_a_wheel_of_its_own():
     tags = [tag for target in TARGETS for tag in target.tags]
     assert len(set(tags)) == len(tags) and len({target.name for target in TARGETS}) == len(TARGETS) == 8
@@ -69,16 +106,26 @@ def test_every_platform_has_a_wheel_of_its_own():
     assert {"win_amd64", "win_arm64", "musllinux_1_2_x86_64", "musllinux_1_2_aarch64"} < set(tags)
 
 
-@pytest.mark.parametrize("kind, exports, needs, fault", [
-    ("PE", ["gpurnn_native_level"], ["libc.so.6", "KERNEL32.dll", "api-ms-win-crt-heap-l1-1-0.dll"], []),
-    ("ELF", [], [], ["it exports nothing"]),
-    ("ELF", ["gpurnn_native_level", "_Znwm"], ["ld-linux-x86-64.so.2"], ["it exports _Znwm"]),
-    ("Mach-O, signed", ["gpurnn_native_level", "_Znwm", "__dso_handle"], [], []),
-    ("Mach-O, signed", ["gpurnn_native_level", "_stranger"], [], ["it exports _stranger"]),
-    ("ELF", ["gpurnn_native_level"], ["libstdc++.so.6", "libc.so"], ["it needs libstdc++.so.6"]),
+FAULTLESS = {"kind": "ELF", "machine": "x86_64", "exports": ["gpurnn_native_level"], "needs": ["libc.so.6"],
+             "oldest": "glibc 2.17", "stripped": True}  # fmt: skip
+
+
+@pytest.mark.parametrize("changed, fault", [
+    ({}, []),
+    ({"kind": "PE", "needs": ["KERNEL32.dll", "api-ms-win-crt-heap-l1-1-0.dll"], "oldest": "Windows 6.0"}, []),
+    ({"exports": []}, ["it exports nothing"]),
+    ({"exports": ["gpurnn_native_level", "_Znwm"], "needs": ["ld-linux-x86-64.so.2"]}, ["it exports _Znwm"]),
+    ({"kind": "Mach-O, signed", "exports": ["gpurnn_native_level", "_Znwm", "__dso_handle"]}, []),
+    ({"kind": "Mach-O, signed", "exports": ["gpurnn_native_level", "_stranger"]}, ["it exports _stranger"]),
+    ({"kind": "Mach-O, not signed", "oldest": "macOS 11.0"}, []),
+    ({"kind": "Mach-O, not signed", "oldest": "macOS 11.1", "machine": "arm64"},
+     ["it needs macOS 11.1", "it is not signed, which processors by Apple ask for"]),
+    ({"needs": ["libstdc++.so.6", "libc.so"], "oldest": "musl"}, ["it needs libstdc++.so.6"]),
+    ({"oldest": "glibc 2.4"}, []),
+    ({"oldest": "glibc 2.28", "stripped": False}, ["it needs glibc 2.28", "it has symbols of its inside"]),
 ])  # fmt: skip
-def test_faults_of_a_library(kind, exports, needs, fault):
-    assert list(binaries.faults({"kind": kind, "exports": exports, "needs": needs})) == fault
+def test_faults_of_a_library(changed, fault):
+    assert list(binaries.faults(FAULTLESS | changed)) == fault
 
 
 def test_the_conda_recipe_asks_for_the_same(monkeypatch):

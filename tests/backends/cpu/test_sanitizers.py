@@ -12,7 +12,7 @@ from gpurnn.backends.cpu.native import load_native
 
 # As in pyproject.toml, but not optimised: the compiler takes minutes for watched code that is
 FLAGS = (
-    "-std=c++17 -O0 -g0 -fvisibility=hidden -fno-math-errno -pthread -Wno-psabi -fPIC -shared "
+    "-std=c++17 -O0 -g0 -fvisibility=hidden -fno-math-errno -ffp-contract=fast -pthread -Wno-psabi -fPIC -shared "
     "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
 )
 
