@@ -151,11 +151,11 @@ struct TileProduct {
         return load_matrices(rows + row * 128 + (piece ^ row % 8) * 16);
     }
 
-    // A panel has four fragments of 32 bytes of columns.
+    // A panel has four fragments of 32 bytes of columns. Of thirds both halves at once take more registers than there are.
     DEVICE void multiply_stage(const char* from) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         const int m0 = warp % WARPS_M * M * 16 + lane % 16, n0 = warp / WARPS_M * N * 8 + lane % 8;
-#pragma unroll
+#pragma unroll(PARTS == 3 ? 1 : 2)
         for (int half = 0; half < 2; half++) {
             uint4 vector[N][PARTS];
 #pragma unroll

@@ -173,7 +173,8 @@ template <typename Cell, typename T, typename real>
 DEVICE T write(
     const Forward<T>& a, const Position& pos, const StepMarks& m, const ForwardPlace<T>& at, const ForwardOut<Cell, real>& out)
 {
-    const T h_new = T(float_of<T>(out.state[0])), h_next = m.next_reset ? a.marks.h[at.index] : h_new;
+    const T h_new = T(float_of<T>(out.state[0]));
+    const T h_next = a.h && m.next_reset ? a.marks.h[at.index] : h_new;  // of a projection, a reset gives fewer numbers
     for (int k = 0; k < Cell::states - 1; k++) a.others[at.new_other + other<Cell>(a, pos, k)] = out.state[k + 1];
     if (a.h) {
         a.h_now[at.index] = h_next;

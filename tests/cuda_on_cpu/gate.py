@@ -55,7 +55,7 @@ def global_functions(source):
     source = re.sub(r"//[^\n]*|/\*.*?\*/", " ", source, flags=re.S)
     # Qualifiers with arguments go first. An unknown one is taken for a kernel's name, so that the list's test fails.
     arguments = r"\s*\((?:[^()]|\([^()]*\))*\)"
-    source = re.sub(rf"\b__(?:launch_bounds|cluster_dims|block_size|maxnreg)__{arguments}", " ", source)
+    source = re.sub(rf"\b__(?:launch_bounds|cluster_dims|in_clusters|block_size|maxnreg)__{arguments}", " ", source)
     return re.findall(r"\b__global__\b[^(){};]*?(\w+)\s*\(", source)
 
 

@@ -34,19 +34,22 @@ class DependentLaunches:
     def __init__(self, xp, library, address):
         self.xp, self.address, self._launch = xp, address, library.cuLaunchKernelEx
         self._launch.argtypes = [ctypes.POINTER(_Config), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-        self.usable = True
+        self.usable, self._early = True, ctypes.pointer(_Attribute(_SERIALIZATION, b"", 1, b""))
 
     def launch(self, function, grid, block, args, shared):
         """Launch a kernel behind what the current stream was given last; return whether the driver took it.
 
         function: a ``CUfunction``. args: NumPy numbers, and arrays of the device.
         """
-        numbers = [np.array(arg if isinstance(arg, np.generic) else np.uint64(self.address(arg))) for arg in args]
-        pointers = (ctypes.c_void_p * len(numbers))(*[number.ctypes.data for number in numbers])
-        early = _Attribute(_SERIALIZATION, b"", 1, b"")
+        # All lie in one array, 8 bytes each. An array of NumPy for each took three times as long.
+        address, size = self.address, 8 * len(args)
+        bits = [arg.tobytes() if isinstance(arg, np.generic) else address(arg).to_bytes(8, "little") for arg in args]
+        numbers = (ctypes.c_uint64 * len(args)).from_buffer_copy(b"".join([one.ljust(8, b"\0") for one in bits]))
+        start = ctypes.addressof(numbers)
+        pointers = (ctypes.c_void_p * len(args))(*range(start, start + size, 8))
         three = [(ctypes.c_uint * 3)(*size, *(1,) * (3 - len(size))) for size in (grid, block)]
         stream = self.xp.cuda.get_current_stream().ptr
-        config = _Config(*three, shared, stream, ctypes.pointer(early), 1)
+        config = _Config(*three, shared, stream, self._early, 1)
         status = self._launch(ctypes.byref(config), function, pointers, None)
         if status:
             self.usable = False

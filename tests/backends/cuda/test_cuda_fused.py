@@ -28,11 +28,13 @@ H100 = Device(90, 132, 227 * 1024, 1.755e9)
 
 @pytest.fixture
 def forced(monkeypatch):
-    """``forced(U, R, C, stages=2)``: layers run by tiles of U units and R sequences, shared by C thread blocks."""
+    """``forced(U, R, C, stages=2)``: layers run by tiles of U units and R sequences, shared by C thread blocks.
+    backward: the C of backward, if it is another."""
 
-    def force(U, R, C, stages=2):
+    def force(U, R, C, stages=2, backward=None):
         def fused_candidates(problem, device):
-            return [schedules.fused_tile(problem, H100, U, R, C, stages)]
+            blocks = (problem.backward and backward) or C
+            return [schedules.fused_tile(problem, H100, U, R, blocks, stages)]
 
         schedules.candidates.cache_clear()
         monkeypatch.setitem(schedules.FINDERS, "fused", fused_candidates)
@@ -52,7 +54,7 @@ SIZES = [  # kind, dtype, T, B, H, U, R, C, stages, ragged, both directions, ord
     ("rnn relu", "bfloat16", 4, 3, 19, 32, 32, 1, 2, True, True, "interrupted"),
     ("lstm", "tf32", 3, 3, 66, 32, 32, 2, 2, True, False, "random"),
     ("gru", "tf32", 1, 1, 7, 16, 64, 1, 4, True, True, "descending"),
-    ("rnn tanh", "float32", 3, 2, 129, 64, 64, 2, 2, True, False, "ascending"),
+    ("rnn tanh", "float32", 3, 40, 129, 64, 64, 2, 2, True, False, "ascending"),  # 8 turns, 4 at a time
     ("lstm", "float32", 3, 5, 20, 16, 64, 1, 2, True, True, "random"),
 ]
 
@@ -64,6 +66,25 @@ def test_sizes(kind, dtype, T, B, H, U, R, C, stages, ragged, both, order, force
     dtype, options = precision(dtype)
     ops = cuda_ops(**{"policy": "descending"} if order == "descending" else THREAD_ORDERS[order])
     compare(kind, ops, dtype, T, B, ragged, H=H, bidirectional=both, schedule="fused", **options)
+
+
+@pytest.mark.parametrize("kind, H, C", [("lstm", 33, 8), ("gru", 34, 4)])
+def test_blocks_with_fewer_sequences_than_threads_and_panels_that_are_no_multiple(kind, H, C, forced):
+    """Of a tile of 32 sequences a block of eight has 4, and its threads could take 8. Four blocks have 6 panels."""
+    forced(32, 32, 1, backward=C)
+    compare(kind, cuda_ops(), "float32", 2, 9, H=H, schedule="fused", precision="tf32")
+
+
+def test_no_timestep_and_no_sequence(forced):
+    forced(32, 32, 1)
+    layer = build("gru", cuda_ops(), "float16", H=11, schedule="fused")
+    for T, B in ((0, 2), (2, 0)):
+        for _ in range(3):  # the second call is recorded
+            x, state = layer.xp.ones((T, B, 4), "float16"), layer.xp.ones((1, B, 11), "float16")
+            output, final, backward = layer.forward(x, state)
+            dx, dstate = backward(layer.xp.ones((T, B, 11), "float16"), 3 * state)
+            assert output.shape == (T, B, 11) and dx.shape == x.shape
+            assert (final.get() == 1).all() and (dstate.get() == 3).all()
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -96,8 +117,7 @@ def test_two_runs_give_equal_bits_and_so_do_graphs(forced):
     for order in ("ascending", "random"):
         ops = cuda_ops(**THREAD_ORDERS[order], checked=False)
         layer = build("gru", ops, "float16", H=11, schedule="fused")
-        runs += [batch.run(layer) for _ in range(2)]
-        batch.run(layer)
+        runs += [batch.run(layer) for _ in range(3)]  # launch by launch, recorded, and the same graphs again
         assert {entry["recorded"] for entry in ops.recordings()} == {True}
     for other in runs[1:]:
         for name, value in runs[0].items():
@@ -258,6 +278,18 @@ def test_what_fits_and_what_is_chosen():
     assert {one.numbers[2] for one in alone if one.schedule == "fused"} == {1}
 
 
+def test_shared_memory_holds_the_stages_and_then_the_sums():
+    """The sums, float [R, rows + 4], take the place of the stages, and may need more room than two of them."""
+    more = 0
+    for U, R in itertools.product((16, 32, 64), (32, 64, 128)):
+        tile = schedules.fused_tile(problem("lstm"), H100, U, R, 1, 2)
+        if tile is not None:
+            stages, sums = 2 * 128 * (4 * U + R), 4 * R * (4 * U + 4)
+            assert tile.shared >= max(stages, sums)
+            more += sums > stages
+    assert more
+
+
 @pytest.mark.parametrize("change, reason", [
     ({"device": Device(75, 40, 64 * 1024)}, "tensor cores of compute capability 8.0 or later"),
     ({"dtype": "float32", "fma": True}, "precision='fma' asks for multiply-adds"),
@@ -286,6 +318,8 @@ def test_the_bytes_of_a_pass_are_those_of_its_arrays_and_stand_in_the_plan(kind,
         found[name] = FusedPass.nbytes(loop.candidates[name], loop.problems[name])
         assert found[name] == one.weights.nbytes + one.vectors.nbytes
     assert set(found) == {"forward", "backward"} and layer.plan(4, 33).packed_bytes == max(found.values())
+    arrays = [loop.h, loop.output, loop.output, loop.gates, *([loop.others] if kind == "lstm" else [])]
+    assert loop.nbytes == sum(array.nbytes for array in arrays) + sum(found.values())  # doutput is as output
 
 
 @gpurnn.cell(gates="a b c d e f g")

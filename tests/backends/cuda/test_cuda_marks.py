@@ -60,14 +60,28 @@ def at(T, B, *steps):
     return found
 
 
+def shown(rng, T, B):
+    """Anywhere; of sequence 0 a timestep that is held between one that is not and a reset."""
+    reset, mask = anywhere(rng, T, B, 0.3), anywhere(rng, T, B, 0.6)
+    reset[-3:, 0], mask[-3:, 0] = [False, False, True], [True, False, True]
+    return reset, mask
+
+
+def where_held(_, T, B):
+    """Resets where a timestep is held; of every second sequence also behind one that is held, after others."""
+    reset, held = at(T, B, 0, 2), at(T, B, 0, 1, 2)
+    reset[:, 1::2], held[:, 1::2] = at(T, 1, 1, T - 1), at(T, 1, 1, T - 2)
+    return reset, ~held
+
+
 # name -> function(rng, T, B): reset, mask; and options of the layer
 PATTERNS = {
     "resets": (lambda rng, T, B: (anywhere(rng, T, B, 0.4), None), {}),
     "first and last": (lambda rng, T, B: (at(T, B, 0, 1, T - 1), None), {}),
     "masks": (lambda rng, T, B: (None, anywhere(rng, T, B, 0.6)), {}),
-    "shown": (lambda rng, T, B: (anywhere(rng, T, B, 0.3), anywhere(rng, T, B, 0.6)), {"masked_output": "repeat"}),
+    "shown": (shown, {"masked_output": "repeat"}),
     "all masked": (lambda rng, T, B: (at(T, B, 2), at(T, B)), {"masked_output": "repeat"}),
-    "reset where held": (lambda rng, T, B: (at(T, B, 0, 2), ~at(T, B, 0, 1, 2)), {}),
+    "reset where held": (where_held, {}),
     "every step": (lambda rng, T, B: (~at(T, B), anywhere(rng, T, B, 0.8)), {"reset_to": "initial"}),
 }
 
