@@ -100,8 +100,12 @@ def _launch(problem, candidate, code, jumps):
     """The row of a launch of ``fused``: its loop over panels, and the code before and behind it once."""
     (U, R, C, _, parts), blocks = candidate.numbers, candidate.grid[0] * candidate.grid[1]
     loops = [(to, at + 1) for at, to in jumps if to <= at and sass.products(code[to : at + 1])]
-    begin, end = min(loops, key=lambda loop: loop[1] - loop[0])
+    with_barrier = [one for one in loops if any(single.op.startswith("BAR") for single in code[slice(*one)])]
+    begin, end = min(with_barrier, key=lambda loop: loop[1] - loop[0])
     panel, rest = code[begin:end], code[:begin] + code[end:]
+    for to, at in loops:  # the halves of a panel, where they are a loop
+        if begin <= to and at <= end and (to, at) != (begin, end):
+            panel = panel[: at - begin] + panel[to - begin :]
     panels, cells = -(-candidate.panels // C), max(1, U * R // C // THREADS // 4)  # turns of up to four cells
     stage = PANEL * (R + (U if problem.backward else problem.products * U)) * parts
     matrix, warps = sum(one.op.startswith("HMMA") for one in panel), THREADS // 128

@@ -9,6 +9,7 @@ import itertools
 from dataclasses import dataclass
 
 from ....dtypes import ITEMSIZE
+from ..dependent import may_depend
 from .constants import (
     CELL_TURN,
     CLUSTER_BYTES,
@@ -17,9 +18,11 @@ from .constants import (
     EFFICIENCY,
     EXCHANGE_BYTES,
     GEMM_SECONDS,
+    HOP_SECONDS,
     MEMORY_BYTES,
     ONE_READS,
     SHARED_BYTES,
+    STEP_SECONDS,
     mma_rate,
 )
 from .cost import cells_bytes, refusal, weights_seconds
@@ -133,7 +136,8 @@ def fused_tile(problem, device, U, R, C, stages=None):
     weights = problem.directions * Q * problem.H**2 * (ITEMSIZE[problem.dtype] + problem.multiplied_bytes)
     before = GEMM_SECONDS + weights / (device.multiprocessors * device.clock * MEMORY_BYTES)
     least = weights_seconds(problem, device, problem.multiplied_bytes)
-    seconds = DEPENDENT_SECONDS + max(least, waves * cycles / device.clock)
+    edge = DEPENDENT_SECONDS if may_depend(device.capability) else STEP_SECONDS / 2 + HOP_SECONDS
+    seconds = edge + max(least, waves * cycles / device.clock)
     return Fused(
         "fused", seconds, before, numbers=(U, R, C, most, parts), shared=shared, grid=grid, panels=panels,
     )  # fmt: skip
