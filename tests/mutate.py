@@ -81,7 +81,7 @@ TESTS = {
     "gpurnn/backends/cpu/packing.py": ["test_packing.py", "test_stepper.py"],
     "gpurnn/backends/cpu/step_program.py": ["test_stepper.py"],
     "gpurnn/backends/steps.py": ["test_stepper.py"],
-    "gpurnn/backends/cpu/uncompiled.py": ["test_arguments.py", "test_cpu_ops.py", "test_16_bit.py"],
+    "gpurnn/backends/cpu/uncompiled.py": ["test_arguments.py", "test_cpu_ops.py", "test_system.py", "test_16_bit.py"],
     "gpurnn/module/stepper.py": ["test_stepper.py"],
     "gpurnn/module/quantized.py": ["test_quantized.py"],
     "gpurnn/backends/int8.py": ["test_int8.py", "test_quantized.py"],

@@ -2,14 +2,18 @@
 
 import errno
 import os
+import struct
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import gpurnn
-from gpurnn.backends.cpu import native, threads
+from gpurnn.backends import switch
+from gpurnn.backends.cpu import native, ops, threads, uncompiled
+from gpurnn.errors import BackendError
 from gpurnn.files import cache_folder, system, write_bytes_atomic
 from gpurnn.folder_lock import FolderInUseError, lock_folder
 
@@ -139,6 +143,51 @@ def test_every_name_of_the_library_is_found(name, monkeypatch, tmp_path):
     assert native.library_path() is None
     (package / name).touch()
     assert native.library_path() == package / name
+
+
+def elf(pages, sections):
+    """A file that says it is ELF, as long as pages, with its table of sections from byte 1000 on."""
+    head = b"\x7fELF\2\1\1".ljust(40, b"\0") + struct.pack("<Q", 1000) + bytes(10) + struct.pack("<HH", 64, sections)
+    return head.ljust(pages, b"\0")
+
+
+@pytest.mark.parametrize("content, early", [
+    (b"", False),
+    (b"\xcf\xfa\xed\xfe" + bytes(200), False),  # of macOS
+    (elf(62, 3), False),
+    (elf(1191, 3), True),  # loading a library that lacks pages would end the process
+    (elf(1192, 3), False),
+], ids=("empty", "of macOS", "half a head", "cut off", "of nothing"))  # fmt: skip
+def test_a_library_that_does_not_load(content, early, monkeypatch, tmp_path, caplog):
+    """The backend is array code then, and says why; the others and "gpurnn info" work."""
+    package = tmp_path / "gpurnn"
+    (package / "backends" / "cpu").mkdir(parents=True)
+    (package / "_native.so").write_bytes(content)
+    native.load_native.cache_clear()
+    for module in (native, uncompiled):
+        monkeypatch.setattr(module, "__file__", str(package / "backends" / "cpu" / "native.py"))
+    monkeypatch.setattr(switch, "_built", {})
+    try:
+        x = np.ones((3, 1, 2), np.float32)
+        outputs = [gpurnn.GRU(2, 3, seed=0, backend=backend)(x)[0] for backend in ("cpu", "numpy")]
+        assert np.array_equal(*outputs)
+        said = ops.describe()
+    finally:
+        native.load_native.cache_clear()
+    assert said.startswith("array code, as 'numpy': its compiled code is damaged or not for this machine (")
+    assert ("the file ends too early" in said) == early
+    assert "with pip install --force-reinstall" in said and said.partition(": ")[2] in caplog.text
+
+
+def test_a_library_of_something_else_is_refused(monkeypatch):
+    native.load_native.cache_clear()
+    monkeypatch.setattr(native, "opened", lambda path: (SimpleNamespace(), None))
+    monkeypatch.setattr(native, "library_path", lambda: Path("_native.so"))
+    try:
+        with pytest.raises(BackendError, match="_native.so was built from other sources than these"):
+            native.load_native()
+    finally:
+        native.load_native.cache_clear()
 
 
 def test_no_signal_is_needed_that_windows_lacks():

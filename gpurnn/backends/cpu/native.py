@@ -8,6 +8,7 @@ import ctypes
 import functools
 import importlib.machinery
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -157,22 +158,44 @@ def library_path():
     return next(filter(Path.is_file, (folder / f"_native{suffix}" for suffix in suffixes)), None)
 
 
+def opened(path):
+    """The library of a file, and why it does not load: one of the two is None."""
+    try:
+        _check_whole(path)
+        return ctypes.CDLL(str(path)), None
+    except OSError as error:
+        return None, str(error)
+
+
+def _check_whole(path):
+    """Raise OSError for an ELF file that ends too early: where pages of it are missing, loading ends the process."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+        if head[:6] == b"\x7fELF\2\1" and len(head) == 64:  # 64 bits, the lowest byte first
+            start, (size, count) = struct.unpack_from("<Q", head, 40)[0], struct.unpack_from("<HH", head, 58)
+            if start + size * count > file.seek(0, os.SEEK_END):  # the table of sections is the last thing in it
+                raise OSError(f"{path}: the file ends too early")
+
+
 @functools.cache
 def load_native():
     """Load the library.
 
-    Returns ``(library, level)``, or None where it was not built. level: index in LEVELS, the best of this processor or
+    Returns ``(library, level)``, or None where it was not built or does not load. level: index in LEVELS, the best of this processor or
     that of ``GPURNN_ISA``. Raises BackendError for a library of another version of gpurnn, and as ``chosen_level``.
     """
     path = library_path()
-    if path is None:
+    library = None if path is None else opened(path)[0]
+    if library is None:
         return None
-    library = ctypes.CDLL(str(path))
     number = ctypes.c_int
     structs = (Pass, Product, Update, CrossEntropy, Stage)
     expected = (*map(ctypes.sizeof, structs), _INTERFACE)
-    if any(library.gpurnn_native_bytes(n) != size for n, size in enumerate(expected)):
-        raise BackendError(f"{path} was built from other sources than these: install gpurnn again")
+    sizes = getattr(library, "gpurnn_native_bytes", None)
+    if sizes is None or any(sizes(n) != size for n, size in enumerate(expected)):
+        raise BackendError(
+            f"{path} was built from other sources than these: install gpurnn again, with --force-reinstall"
+        )
     library.gpurnn_native_add_rows.argtypes = [_pointer, _stride, number, _stride, number, _pointer, number, number]
     library.gpurnn_native_round.argtypes = [_pointer, _stride, number, _pointer, number, number]
     library.gpurnn_native_add_squares.argtypes = [_pointer, _stride, number, _pointer, number, number]

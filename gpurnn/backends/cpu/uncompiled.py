@@ -1,10 +1,11 @@
-"""What the backend "cpu" is where the compiled library is missing."""
+"""What the backend "cpu" is where the compiled library is missing or does not load."""
 
 import logging
 from pathlib import Path
 
 from ...dtypes import ITEMSIZE
 from ..ops import Ops
+from . import native
 
 _log = logging.getLogger("gpurnn")
 _warned = set()  # what the log has said
@@ -12,13 +13,22 @@ _warned = set()  # what the log has said
 
 def why_uncompiled():
     """Why there is no compiled library, what that costs, and what to do."""
-    if (Path(__file__).parents[3] / "pyproject.toml").is_file():
-        why, cure = "this checkout was not built", "run pip install -e . with a C++ compiler here"
+    checkout = (Path(__file__).parents[3] / "pyproject.toml").is_file()
+    path = native.library_path()
+    problem = None if path is None else native.opened(path)[1]
+    if problem is not None:
+        why = f"its compiled code is damaged or not for this machine ({problem})"
+        cure = "install its wheel for this platform with pip install --force-reinstall"
+    elif checkout:
+        why = "this checkout was not built"
     else:
-        why, cure = (
-            "gpurnn was installed without a C++ compiler",
-            "install its wheel for this platform, or g++ or clang++ and then gpurnn again",
+        why = "gpurnn was installed without a C++ compiler"
+        cure = (
+            "install its wheel for this platform with pip install --force-reinstall, or g++ or clang++ and then gpurnn "
+            "from its sources"
         )
+    if checkout:
+        cure = "run pip install -e . with a C++ compiler here"
     # Measured with T = 50 on one thread: H = 64 at B = 1, H = 256 at B = 64; inference and training.
     return f"{why}. Compiled, small layers are 5 to 8 times as fast and large ones 1.1 to 1.4 times: {cure}"
 
