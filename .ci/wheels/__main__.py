@@ -38,8 +38,14 @@ def environment():
     python = folder / "bin" / "python"
     mark = folder / "needs"
     if not mark.is_file() or mark.read_text(encoding="utf-8") != repr(NEEDS):
-        venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *NEEDS], check=True)
+        try:
+            venv.create(folder, with_pip=True, clear=True)
+            subprocess.run([python, "-m", "pip", "install", "--quiet", *NEEDS], check=True)
+        except subprocess.CalledProcessError as error:  # its own message stands above
+            sys.exit(
+                f"{folder} was not made: exit code {error.returncode}, see above. It needs Python's venv, which Debian has "
+                f"in the package python3-venv, and a package index with {', '.join(NEEDS)}"
+            )
         mark.write_text(repr(NEEDS), encoding="utf-8")
     if Path(sys.prefix).resolve() != folder.resolve():
         path = f"{folder / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -57,6 +63,10 @@ def arguments(targets):
     parser.add_argument("--jobs", default=os.cpu_count() or 1, type=int, help="how many compilations at a time")
     given = parser.parse_args()
     unknown = set(given.targets) - set(names)
+    if given.jobs < 1:
+        parser.error(f"--jobs should be 1 or more, got {given.jobs}")
+    if given.compare and not given.compare.is_dir():
+        parser.error(f"--compare should be a folder of wheels, got {given.compare}, which is none")
     if unknown:
         parser.error(f"unknown targets {', '.join(sorted(unknown))}: expected some of {', '.join(names)}")
     given.targets = [target for target in targets if target.name in given.targets or not given.targets]
@@ -88,13 +98,14 @@ def pure_wheel(folder):
 
 
 def main():
+    from targets import TARGETS
+
+    given = arguments(TARGETS)  # first, so that a wrong one is named before anything is installed
     environment()
     from binaries import audit, facts, faults, places
     from compiling import Builder
     from packing import differences, write
-    from targets import TARGETS
 
-    given = arguments(TARGETS)
     given.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     print(f"{len(given.targets)} targets, {given.jobs} compilations at a time", flush=True)

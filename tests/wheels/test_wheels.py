@@ -2,7 +2,10 @@
 
 import csv
 import hashlib
+import os
 import re
+import shutil
+import subprocess
 import sys
 import zipfile
 from base64 import urlsafe_b64decode
@@ -97,6 +100,22 @@ def test_a_library_names_no_folder_of_its_build(tmp_path):
     assert list(binaries.places(library, folders)) == [f"it holds the path {folders[1]}"]
     flags = [target.flags for target in TARGETS if target.library.endswith(".dylib")]
     assert flags == [("-Wl,-install_name,@rpath/_native.dylib", "-Wl,-x")] * 2
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["windows"], "unknown targets windows: expected some of manylinux-x86_64, "),
+    (["--jobs", "0"], "--jobs should be 1 or more, got 0"),
+    (["--compare", "nowhere"], "nowhere, which is none"),
+    (["win_amd64", "--jobs", "0", "--help"], "compilations at a time"),
+])  # fmt: skip
+def test_wrong_arguments_are_named_before_anything_is_installed(arguments, said, tmp_path):
+    copy = tmp_path / ".ci" / "wheels"  # its environment would lie in this folder
+    shutil.copytree(ROOT / ".ci" / "wheels", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    found = subprocess.run(
+        [sys.executable, copy, *arguments], env=os.environ | {"PIP_NO_INDEX": "1"}, capture_output=True, text=True
+    )
+    assert said in " ".join((found.stdout + found.stderr).split())
+    assert found.returncode == (0 if "--help" in arguments else 2) and not (tmp_path / "build").exists()
 
 
 def test_every_platform_has_a_wheel_of_its_own():

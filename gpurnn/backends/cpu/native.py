@@ -181,8 +181,9 @@ def _check_whole(path):
 def load_native():
     """Load the library.
 
-    Returns ``(library, level)``, or None where it was not built or does not load. level: index in LEVELS, the best of this processor or
-    that of ``GPURNN_ISA``. Raises BackendError for a library of another version of gpurnn, and as ``chosen_level``.
+    Returns ``(library, level)``, or None where it was not built or does not load. level: index in LEVELS, the best of
+    this processor or that of ``GPURNN_ISA``. Raises BackendError for a library of another version of gpurnn, and as
+    ``chosen_level``.
     """
     path = library_path()
     library = None if path is None else opened(path)[0]
