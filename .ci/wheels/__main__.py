@@ -43,8 +43,8 @@ def environment():
             subprocess.run([python, "-m", "pip", "install", "--quiet", *NEEDS], check=True)
         except subprocess.CalledProcessError as error:  # its own message stands above
             sys.exit(
-                f"{folder} was not made: exit code {error.returncode}, see above. It needs Python's venv, which Debian has "
-                f"in the package python3-venv, and a package index with {', '.join(NEEDS)}"
+                f"{folder} was not made: exit code {error.returncode}, see above. It needs Python's venv, which Debian "
+                f"has in the package python3-venv, and a package index with {', '.join(NEEDS)}"
             )
         mark.write_text(repr(NEEDS), encoding="utf-8")
     if Path(sys.prefix).resolve() != folder.resolve():
