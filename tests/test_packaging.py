@@ -5,8 +5,10 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,11 @@ def test_a_wheel_fits_one_platform_only_where_something_was_compiled(built, tree
     assert "-py3-none-" in built[1].name  # the library serves every version of Python
     copy = tmp_path / "tree"
     shutil.copytree(tree, copy, ignore=shutil.ignore_patterns("build", "_native*", "*.egg-info"))
+    older = copy / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / "gpurnn"
+    older.mkdir(parents=True)
+    for suffix in set(EXTENSION_SUFFIXES) & {".abi3.so", ".pyd"}:  # of older sources: not to be taken for these
+        (older / f"_native{suffix}").touch()
+        os.utime(older / f"_native{suffix}", (0, 0))
     command = sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path), str(copy)
     nothing = f"{sys.executable} -c raise(SystemExit(1))"
     environment = os.environ | {"CC": nothing, "CXX": nothing}

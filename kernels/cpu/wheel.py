@@ -6,6 +6,7 @@ pyproject.toml names this class. It is used when a wheel is made, and is not par
 import os
 
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.modified import newer_group
 
 
 class Wheel(bdist_wheel):
@@ -28,5 +29,9 @@ class Wheel(bdist_wheel):
         """Whether the library can be built. It is built now, and only copied later."""
         build = self.get_finalized_command("build_ext")
         build.ensure_finalized()
+        for extension in build.extensions:
+            path = build.get_ext_fullpath(extension.name)
+            if os.path.exists(path) and newer_group([*extension.sources, *extension.depends], path, "newer"):
+                os.remove(path)  # of older sources: it would be taken where these are not compiled
         self.run_command("build_ext")
         return all(os.path.exists(path) for path in build.get_outputs())
