@@ -174,7 +174,7 @@ def test_a_library_that_does_not_load(content, early, monkeypatch, tmp_path, cap
         said = ops.describe()
     finally:
         native.load_native.cache_clear()
-    assert said.startswith("array code, as 'numpy': its compiled code is damaged or not for this machine (")
+    assert said.startswith("array code, as 'numpy': its compiled code does not load here (")
     assert ("the file ends too early" in said) == early
     assert "with pip install --force-reinstall" in said and said.partition(": ")[2] in caplog.text
 

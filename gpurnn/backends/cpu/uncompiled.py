@@ -17,8 +17,8 @@ def why_uncompiled():
     path = native.library_path()
     problem = None if path is None else native.opened(path)[1]
     if problem is not None:
-        why = f"its compiled code is damaged or not for this machine ({problem})"
-        cure = "install its wheel for this platform with pip install --force-reinstall"
+        why = f"its compiled code does not load here ({problem})"
+        cure = "install its wheel for this platform again, with pip install --force-reinstall"
     elif checkout:
         why = "this checkout was not built"
     else:
