@@ -16,17 +16,14 @@ def why_uncompiled():
     checkout = (Path(__file__).parents[3] / "pyproject.toml").is_file()
     path = native.library_path()
     problem = None if path is None else native.opened(path)[1]
+    cure = "install its wheel for this platform with pip install --force-reinstall"
     if problem is not None:
         why = f"its compiled code does not load here ({problem})"
-        cure = "install its wheel for this platform again, with pip install --force-reinstall"
     elif checkout:
         why = "this checkout was not built"
     else:
         why = "gpurnn was installed without a C++ compiler"
-        cure = (
-            "install its wheel for this platform with pip install --force-reinstall, or g++ or clang++ and then gpurnn "
-            "from its sources"
-        )
+        cure += ", or g++ or clang++ and then gpurnn from its sources"
     if checkout:
         cure = "run pip install -e . with a C++ compiler here"
     # Measured with T = 50 on one thread: H = 64 at B = 1, H = 256 at B = 64; inference and training.
