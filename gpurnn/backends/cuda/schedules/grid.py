@@ -186,7 +186,7 @@ def grid_mma_tile(problem, device, U, R, P=1, held=None, AT=1):
     other = 4 * (M * N * chains + min(8 // P, K // 8 * N) + size) + -(-R * U // threads) * (2 * G + 12) + 56
     if split:  # the sums of the highest products, the thirds of operands, and weights on their way from shared memory
         other += 4 * M * N + 6 * N + (8 + 44 * (N - 1) if problem.backward else 16 * (N - 1) + 2 * M + 28 * (M > 2))
-        other += 28 * (K > 128) if problem.backward else 16 * (N > 1 and K > 48)
+        other += 20 * (K > 128) + 4 * (K > 128 and G > 3) if problem.backward else 16 * (N > 1 and K > 48)
     if P == 1:
         other += 8 * (size == 4 and device.capability < 90) + problem.backward * (4 if K < 320 else 24)
     if not split and K // 8 > 8 // (N * P):  # words of two batches in flight; those of thirds are half as long
