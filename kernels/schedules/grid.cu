@@ -137,9 +137,7 @@ __global__ void __launch_bounds__(U * S, 1) grid_forward(
         T_, B, H, W, (int)gridDim.x, save, mask_steps, bias_ih, bias_hh, own, mask, gates, h, others, output,
         {marks, reset_h, reset_others}};
     auto position = [&](int tile) { return TilePosition<U, S, R>(T_, B, H, tile, unit, d, reverse, lengths, order); };
-    run_tiles<AT, R>(B, position, channel, [&](auto& pos, auto& channels) {
-        return time_loop_forward<CellOf, MARKED>(layer, pos, channels, product);
-    });
+    run_tiles<AT, R>(B, position, channel, RunForward<CellOf, MARKED, T, decltype(product)>{layer, product});
 }
 
 // ---- backward: a block multiplies its rows by its dgates, which gives its part of dh for all units. The block that owns a
@@ -263,7 +261,5 @@ __global__ void __launch_bounds__(KP / 4 * S, 1) grid_backward(
     auto position = [&](int tile) {
         return TilePosition<U, Product::threads / U, R>(T_, B, H, tile, unit, d, reverse, lengths, order);
     };
-    run_tiles<AT, R>(B, position, channel, [&](auto& pos, auto& channels) {
-        return time_loop_backward<CellOf, MARKED>(layer, pos, channels, product);
-    });
+    run_tiles<AT, R>(B, position, channel, RunBackward<CellOf, MARKED, T, decltype(product)>{layer, product});
 }

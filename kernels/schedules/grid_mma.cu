@@ -296,9 +296,7 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_forward(
         return Channel(words, (d * gridDim.z + blockIdx.z) * AT + k, product.inner.slot_words, poll_limit, failed);
     };
     auto position = [&](int tile) { return Position(T_, B, H, tile, unit, d, reverse, lengths, order); };
-    run_tiles<AT, R>(B, position, channel, [&](auto& pos, auto& channels) {
-        return time_loop_forward<CellOf, MARKED>(layer, pos, channels, product);
-    });
+    run_tiles<AT, R>(B, position, channel, RunForward<CellOf, MARKED, T, decltype(product)>{layer, product});
 }
 
 // ---- backward: the mirror. The rows are the block's units, the columns are the rows of W_hh, gate by gate.
@@ -381,7 +379,5 @@ __global__ void __launch_bounds__(THREADS, P) grid_mma_backward(
         return Channel(words, (d * gridDim.z + blockIdx.z) * AT + k, product.inner.slot_words, poll_limit, failed);
     };
     auto position = [&](int tile) { return Position(T_, B, H, tile, unit, d, reverse, lengths, order); };
-    run_tiles<AT, R>(B, position, channel, [&](auto& pos, auto& channels) {
-        return time_loop_backward<CellOf, MARKED>(layer, pos, channels, product);
-    });
+    run_tiles<AT, R>(B, position, channel, RunBackward<CellOf, MARKED, T, decltype(product)>{layer, product});
 }

@@ -78,3 +78,24 @@ DEVICE bool time_loop_backward(const Backward<T>& a, const Position (&pos)[2], C
     second.finish();
     return true;
 }
+
+// What run_tiles is given. Not lambdas with `auto`: NVRTC 13.0 takes these for functions of the host.
+template <template <typename> class CellOf, bool MARKED, typename T, typename Product>
+struct RunForward {
+    const Forward<T>& layer;
+    Product& product;
+    template <typename Positions, typename Channels>
+    DEVICE bool operator()(const Positions& pos, Channels& channels) const {
+        return time_loop_forward<CellOf, MARKED>(layer, pos, channels, product);
+    }
+};
+
+template <template <typename> class CellOf, bool MARKED, typename T, typename Product>
+struct RunBackward {
+    const Backward<T>& layer;
+    Product& product;
+    template <typename Positions, typename Channels>
+    DEVICE bool operator()(const Positions& pos, Channels& channels) const {
+        return time_loop_backward<CellOf, MARKED>(layer, pos, channels, product);
+    }
+};
