@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -273,3 +274,10 @@ def test_float_and_double_need_no_headers_of_16_bit_types():
             assert len(_nvrtc.compile(kernel_source(file), options, plain, file).lowered) == len(plain)
     with pytest.raises(nvrtc.CompileError, match="__half"):
         _nvrtc.compile(kernel_source("step.cu"), options, ("step_project<__half>",), "step.cu")
+
+
+def test_no_lambda_takes_arguments_of_any_type():
+    """NVRTC 13.0 takes one with ``auto`` parameters for a function of the host, and refuses it; 13.5 does not."""
+    texts = {file: (kernel_dir() / file).read_text(encoding="utf-8") for file in kernel_files()}
+    assert [file for file, text in texts.items() if re.search(r"\[[&=\w, ]*\]\s*\([^)]*\bauto\b", text)] == []
+    assert re.search(r"\[[&=\w, ]*\]\s*\([^)]*\bauto\b", "run([&](auto& pos, auto& channels) {")
