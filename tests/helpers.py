@@ -133,6 +133,11 @@ def spilling(file, expressions, arch, struct=None):
     return [name for name, r in figures.items() if r.spill_stores or r.spill_loads or r.stack]
 
 
+def precision(dtype):
+    """The dtype of a layer, and how it multiplies."""
+    return ("float32", {"precision": "tf32"}) if dtype == "tf32" else (dtype, {})
+
+
 def check_spills(file, chosen, arch, device):
     """chosen: name expression -> (problem, candidate). The accepted compiler spills nowhere; another nowhere any more
     once the tile holds less, as the library then makes it (CudaOps.way)."""

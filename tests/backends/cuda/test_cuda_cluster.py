@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 from cuda_on_cpu import emulator
-from helpers import THREAD_ORDERS, check_spills, compare, cuda_ops
+from helpers import THREAD_ORDERS, check_spills, compare, cuda_ops, precision
 
 from gpurnn.backends.cuda import schedules
 from gpurnn.backends.cuda.exchange import Exchange
@@ -36,11 +36,6 @@ def forced(monkeypatch):
 
     yield force
     schedules.candidates.cache_clear()
-
-
-def precision(dtype):
-    """The dtype of a layer, and how it multiplies."""
-    return ("float32", {"precision": "tf32"}) if dtype == "tf32" else (dtype, {})
 
 
 SIZES = [  # kind, dtype, T, B, H, C, R, weights in registers, ragged, both directions, order of threads

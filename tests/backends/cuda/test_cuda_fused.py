@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cuda_on_cpu import emulator
-from helpers import THREAD_ORDERS, check_spills, compare, cuda_ops
+from helpers import THREAD_ORDERS, check_spills, compare, cuda_ops, precision
 
 import gpurnn
 from gpurnn.backends.cuda import schedules
@@ -41,11 +41,6 @@ def forced(monkeypatch):
 
     yield force
     schedules.candidates.cache_clear()
-
-
-def precision(dtype):
-    """The dtype of a layer, and how it multiplies."""
-    return ("float32", {"precision": "tf32"}) if dtype == "tf32" else (dtype, {})
 
 
 SIZES = [  # kind, dtype, T, B, H, U, R, C, stages, ragged, both directions, order of threads

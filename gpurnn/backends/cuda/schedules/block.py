@@ -20,37 +20,28 @@ from .constants import (
     mma_rate,
 )
 from .cost import extra_registers, has_tensor_cores, padded, refusal, step_seconds, takes_inputs, thread_registers
-from .problem import Candidate
+from .problem import Tile
 
 
 @dataclass(frozen=True)
-class Block(Candidate):
+class Block(Tile):
     """A kernel of schedule ``block`` and what its launch needs.
 
-    kernel: "block" or "block_mma", the .cu file and the start of the kernels' names. numbers: its template arguments
-    after cell and storage. rows: sequences of a tile. threads: of a block. shared: bytes of shared memory. held:
-    fraction of the weights that is in registers, or None where there are none. like: for a kernel that multiplies x
-    itself, the key of the same kernel without that. parts: thread blocks that share the units of a tile.
+    kernel: "block" or "block_mma". rows: sequences of a tile. threads: of a block. held: fraction of the weights that
+    is in registers, or None where there are none. like: for a kernel that multiplies x itself, the key of the same
+    kernel without that. parts: thread blocks that share the units of a tile.
     """
 
-    kernel: str = ""
-    numbers: tuple = ()
     rows: int = 0
     threads: int = 0
-    shared: int = 0
     held: float | None = 0.0
     inputs: int = 0
     like: str = ""
     parts: int = 1
 
     @property
-    def types(self):
-        """The template arguments ``numbers`` as C++."""
-        return tuple(map(str, self.numbers))
-
-    @property
     def key(self):
-        return self.like or f"{self.kernel}<{', '.join(self.types)}>"
+        return self.like or super().key
 
     def __str__(self):
         tiles = "tiles of 1 sequence" if self.rows == 1 else f"tiles of {self.rows} sequences"
@@ -190,8 +181,9 @@ def mma_tile(problem, HP, held, N=1, seconds=0.0, IP=0):
     numbers = (HP, held, N, even, parts) if problem.backward else (HP, held, N, IP, even, parts)
     in_registers = held / tiles
     return Block(
-        "block", seconds, LOAD_SECONDS, False, 0.0, "block_mma", numbers, 8 * N, threads, shared, in_registers, IP
-    )
+        "block", seconds, LOAD_SECONDS, kernel="block_mma", numbers=numbers, rows=8 * N, threads=threads,
+        shared=shared, held=in_registers, inputs=IP,
+    )  # fmt: skip
 
 
 # ---- block.cu
@@ -232,7 +224,10 @@ def fma_tile(problem, HP, S, KREG, R, seconds=0.0, IP=0):
     shared = 4 * (operand + partial_sums) + G * IP * HP * size + (HP // S - KREG) // 4 * Q * four
     shared = max(shared, min(KREG // 4, 8) * four) + _means_bytes(problem, HP * S, -(-R // S))
     numbers, held = (HP, S, KREG, R) if problem.backward else (HP, S, KREG, R, IP), KREG / (HP // S)
-    return Block("block", seconds, LOAD_SECONDS, False, 0.0, "block", numbers, R, HP * S, shared, held, IP)
+    return Block(
+        "block", seconds, LOAD_SECONDS, kernel="block", numbers=numbers, rows=R, threads=HP * S, shared=shared,
+        held=held, inputs=IP,
+    )  # fmt: skip
 
 
 def _in_registers(problem, HP, S, R):

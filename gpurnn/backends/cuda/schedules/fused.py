@@ -26,7 +26,7 @@ from .constants import (
     mma_rate,
 )
 from .cost import cells_bytes, refusal, weights_seconds
-from .problem import Candidate
+from .problem import Tile
 
 THREADS, PANEL = 256, 128  # as in fused.cuh; bytes of a row that a stage holds
 UNITS, SEQUENCES, CLUSTERS = (16, 32, 64), (32, 64, 128), (1, 2, 4, 8)
@@ -36,31 +36,20 @@ OFFERED = 4  # candidates of a problem, the ones that should be fastest
 
 
 @dataclass(frozen=True)
-class Fused(Candidate):
+class Fused(Tile):
     """A kernel of schedule ``fused`` and what its launch needs.
 
-    numbers: its template arguments after cell and storage: U, R, C, STAGES, PARTS. shared: bytes of shared memory.
+    numbers: U, R, C, STAGES, PARTS.
     grid: thread blocks along the units, along the sequences. panels: of a row of the weights, gates included.
     """
 
-    kernel = "fused"
-    numbers: tuple = ()
-    shared: int = 0
+    kernel: str = "fused"
     grid: tuple = ()
     panels: int = 0
 
     @property
-    def types(self):
-        """The template arguments ``numbers`` as C++."""
-        return tuple(map(str, self.numbers))
-
-    @property
     def waits(self):
         return self.numbers[2] > 1
-
-    @property
-    def key(self):
-        return f"{self.kernel}<{', '.join(self.types)}>"
 
     def __str__(self):
         U, R, C, _, parts = self.numbers

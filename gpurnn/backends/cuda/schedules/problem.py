@@ -117,3 +117,25 @@ class Candidate:
     def __str__(self):
         """What a plan says of this candidate besides its price."""
         return ""
+
+
+@dataclass(frozen=True)
+class Tile(Candidate):
+    """A candidate that is a kernel of its own, compiled for a tile.
+
+    kernel: the .cu file and the start of the kernels' names. numbers: its template arguments after cell and storage.
+    shared: bytes of shared memory of a thread block.
+    """
+
+    kernel: str = ""
+    numbers: tuple = ()
+    shared: int = 0
+
+    @property
+    def types(self):
+        """The template arguments ``numbers`` as C++."""
+        return tuple(map(str, self.numbers))
+
+    @property
+    def key(self):
+        return f"{self.kernel}<{', '.join(self.types)}>"
