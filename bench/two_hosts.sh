@@ -3,7 +3,7 @@
 #
 #     bench/two_hosts.sh COUNT COMMAND...        for example  2 python -m bench.parallel_worker SPEC
 #
-# Needs root, ip and tc, and an MPICH. RATE and DELAY set another link, CUT the seconds after which it is cut.
+# Needs root, ip and tc, and an MPICH. RATE and DELAY set another link; it is cut once the file CUT exists.
 set -e
 count=$1
 shift
@@ -43,7 +43,13 @@ exec ip netns exec $space sh -c "$*"
 LAUNCH
 chmod +x "$folder/launch"
 if [ -n "$CUT" ]; then
-    (sleep "$CUT" && ip -n $a link set link0 down) &
+    (
+        until [ -e "$CUT" ]; do
+            [ -d "$folder" ] || exit 0 # the command has ended before
+            sleep 0.1
+        done
+        ip -n $a link set link0 down
+    ) &
 fi
 # No shared memory, which knows nothing of namespaces; the rest is for both libraries that an MPICH may be built on.
 export MPIR_CVAR_NOLOCAL=1 FI_PROVIDER=tcp FI_TCP_IFACE=link0 UCX_TLS=tcp,self UCX_NET_DEVICES=link0
