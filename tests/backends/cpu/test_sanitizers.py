@@ -11,8 +11,8 @@ import pytest
 
 from gpurnn.backends.cpu.native import load_native
 
-# As in pyproject.toml, but not optimised: the compiler takes minutes for watched code that is. What is undefined ends the
-# process by an illegal instruction, which compiles in two thirds of the time of messages; to read those, put
+# As in pyproject.toml, but not optimised: the compiler takes minutes for watched code that is. What is undefined ends
+# the process by an illegal instruction, which compiles in two thirds of the time of messages; to read those, put
 # -fno-sanitize-recover=undefined in place of the last flag.
 FLAGS = (
     "-std=c++17 -O0 -g0 -fvisibility=hidden -fno-math-errno -ffp-contract=fast -pthread -Wno-psabi -fPIC -shared "
