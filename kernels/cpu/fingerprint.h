@@ -11,22 +11,46 @@ INLINE Word mixed(Word state, Word word) {
     return ((x << 31) | (x >> 33)) * SPREAD;
 }
 
+typedef uint64_t Words64 __attribute__((vector_size(VECTOR_BYTES)));
+#if VECTOR_BYTES < 64
+// The products of the lower halves of words and a number of 32 bits.
+INLINE Words64 times(Words64 x, uint32_t number) {
+    const Words64 numbers = Words64{} + (uint64_t)number;
+#if defined(__x86_64__) && VECTOR_BYTES == 32
+    return (Words64)_mm256_mul_epu32((__m256i)x, (__m256i)numbers);
+#elif defined(__x86_64__)
+    return (Words64)_mm_mul_epu32((__m128i)x, (__m128i)numbers);
+#elif defined(__aarch64__)
+    return (Words64)vmull_u32(vmovn_u64((uint64x2_t)x), vdup_n_u32(number));
+#else
+    return (x & 0xFFFFFFFFu) * numbers;
+#endif
+}
+
+// Only AVX-512 multiplies words. Elsewhere each half is multiplied by a prime of 32 bits, so that its bits reach many of the result;
+// a change of one word escapes here once in 2^64, too.
+template <>
+INLINE Words64 mixed(Words64 state, Words64 word) {
+    const Words64 x = state ^ word;
+    return times(x, 4294967291u) + times(x >> 32, 4294967279u);
+}
+#endif
+
 // Of one piece. Several states in turn, because a step waits for the one before it.
 inline uint64_t fingerprint_of_piece(const char* from, size_t bytes) {
-    typedef uint64_t Words __attribute__((vector_size(VECTOR_BYTES)));
-    constexpr int count = 4, lanes = VECTOR_BYTES / 8;
-    Words states[count];
-    UNROLL for (int i = 0; i < count; ++i) states[i] = Words{} + (uint64_t)(i + 1);
+    constexpr int count = 8, lanes = VECTOR_BYTES / 8;
+    Words64 states[count];
+    UNROLL for (int i = 0; i < count; ++i) states[i] = Words64{} + (uint64_t)(i + 1);
     const char* end = from + bytes;
     for (; from + sizeof states <= end; from += sizeof states)
         UNROLL for (int i = 0; i < count; ++i) {
-            Words words;
+            Words64 words;
             std::memcpy(&words, from + i * sizeof words, sizeof words);
             states[i] = mixed(states[i], words);
         }
     uint64_t total = bytes;
     for (int i = 0; i < count; ++i)
-        for (int lane = 0; lane < lanes; ++lane) total = mixed<uint64_t>(total, states[i][lane]);
+        for (int lane = 0; lane < lanes; ++lane) total = mixed(total, states[i][lane]);
     for (; from < end; from += 8) {
         uint64_t word = 0;
         std::memcpy(&word, from, std::min<size_t>(8, end - from));

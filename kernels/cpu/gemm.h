@@ -43,12 +43,14 @@ struct Packed {
 
     void pack(int block) const {
         if (int8) return pack_int8(*this, block);
+        if (!has_16_bits(dtype)) {
+            // Of each row some lines of memory, one after another
+            for (int k0 = 0; k0 < K; k0 += CHUNK_COLUMNS)
+                pack_columns(block, k0, std::min(CHUNK_COLUMNS, K - k0), values + ((size_t)block * K + k0) * width);
+            return;
+        }
         for (int k0 = 0; k0 < K; k0 += lanes) {
             const int count = K - k0 < lanes ? K - k0 : lanes;
-            if (!has_16_bits(dtype)) {
-                pack_columns(block, k0, count, values + ((size_t)block * K + k0) * width);
-                continue;
-            }
             T columns[lanes * width];
             pack_columns(block, k0, count, columns);
             if constexpr (sizeof(T) == 4)
@@ -58,7 +60,7 @@ struct Packed {
         }
     }
 
-    // Packs `count` columns of a block from k0 on, at most `lanes`.
+    // Packs `count` columns of a block from k0 on.
     void pack_columns(int block, int k0, int count, T* to) const {
         if (G == 1 && n_stride == 1) {
             const int n = std::min(units, N - block * units);
@@ -69,24 +71,33 @@ struct Packed {
             return;
         }
         for (int g = 0; g < G; ++g)
-            for (int u = 0; u < U; ++u, to += lanes) {
-                const int n0 = block * units + u * lanes;
-                const ptrdiff_t place = g * gate_stride + n0 * n_stride + k0 * k_stride;
-                T copy[lanes * lanes];
-                const bool copied = has_16_bits(source_dtype) || k_stride != 1;
-                const T* from = copied ? copy : (const T*)source + place;
-                const ptrdiff_t row = copied ? lanes : n_stride;
-                for (int i = 0; i < lanes && n0 + i < N && copied; ++i)
-                    if (k_stride == 1)
-                        copy_source(place + i * n_stride, count, copy + i * lanes);
-                    else
-                        for (int k = 0; k < count; ++k) copy_source(place + i * n_stride + k * k_stride, 1, copy + i * lanes + k);
-                Vec<T> square[lanes];  // transposed in registers
-                UNROLL for (int i = 0; i < lanes; ++i)
-                    square[i] = n0 + i < N ? Vec<T>::load(from + i * row, count) : Vec<T>(0);
-                transpose(square);
-                for (int k = 0; k < count; ++k) square[k].store(to + (size_t)k * width);
-            }
+            for (int u = 0; u < U; ++u, to += lanes)
+                for (int k = 0; k < count; k += lanes)
+                    pack_square(g, block * units + u * lanes, k0 + k, std::min(lanes, count - k), to + (size_t)k * width);
+    }
+
+    // Packs `count` columns of a vector of outputs, at most as many as it has lanes.
+    INLINE void pack_square(int g, int n0, int k0, int count, T* to) const {
+        const ptrdiff_t place = g * gate_stride + n0 * n_stride + k0 * k_stride;
+        T copy[lanes * lanes];
+        const bool copied = has_16_bits(source_dtype) || k_stride != 1;
+        const T* from = copied ? copy : (const T*)source + place;
+        const ptrdiff_t row = copied ? lanes : n_stride;
+        for (int i = 0; i < lanes && n0 + i < N && copied; ++i)
+            if (k_stride == 1)
+                copy_source(place + i * n_stride, count, copy + i * lanes);
+            else
+                for (int k = 0; k < count; ++k) copy_source(place + i * n_stride + k * k_stride, 1, copy + i * lanes + k);
+        Vec<T> square[lanes];  // transposed in registers
+        if (count == lanes && n0 + lanes <= N) {
+            UNROLL for (int i = 0; i < lanes; ++i) square[i] = Vec<T>::load(from + i * row);
+            transpose(square);
+            UNROLL for (int k = 0; k < lanes; ++k) square[k].store(to + (size_t)k * width);
+            return;
+        }
+        UNROLL for (int i = 0; i < lanes; ++i) square[i] = n0 + i < N ? Vec<T>::load(from + i * row, count) : Vec<T>(0);
+        transpose(square);
+        for (int k = 0; k < count; ++k) square[k].store(to + (size_t)k * width);
     }
 
     // n neighbors of the source from a place on.
@@ -98,59 +109,73 @@ struct Packed {
     }
 };
 
-// Multiplies R rows by K columns of V vectors of a block that is `width` vectors wide. Adds the products to `out`, or stores
-// them if `first`. Elements of a row of A are `step` apart. All loops are unrolled, so that the sums are registers.
-template <typename T, int R, int V, int width>
-INLINE void multiply_tile(int K, const T* const* A, int step, const T* B, T* out, ptrdiff_t out_row, bool first) {
-    constexpr int lanes = Vec<T>::lanes;
-    Vec<T> sums[R][V];
+// Multiplies R rows by K columns of some neighboring blocks, `next` elements apart: of V vectors of each, which is `width` vectors
+// wide. Adds the products to `out`, or stores them if `first`. Elements of a row of A are `step` apart. All loops are unrolled, so
+// that the sums are registers.
+template <typename T, int R, int blocks, int V, int width>
+INLINE void multiply_tile(int K, const T* const* A, int step, const T* B, ptrdiff_t next, T* out, ptrdiff_t out_row, bool first) {
+    constexpr int lanes = Vec<T>::lanes, N = blocks * V;
+    Vec<T> sums[R][N];
     const T* rows[R];
     UNROLL for (int r = 0; r < R; ++r) {
         rows[r] = A[r];
-        UNROLL for (int v = 0; v < V; ++v) sums[r][v] = Vec<T>(0);
+        UNROLL for (int n = 0; n < N; ++n) sums[r][n] = Vec<T>(0);
     }
     for (ptrdiff_t k = 0; k < (ptrdiff_t)K * step; k += step, B += width * lanes) {
-        Vec<T> b[V];
-        UNROLL for (int v = 0; v < V; ++v) b[v] = Vec<T>::load(B + v * lanes);
+        if constexpr (2 * V == width) __builtin_prefetch(B + V * lanes);  // the other half, which no processor foresees
+        Vec<T> b[N];
+        UNROLL for (int n = 0; n < N; ++n) b[n] = Vec<T>::load(B + n / V * next + n % V * lanes);
         UNROLL for (int r = 0; r < R; ++r) {
             const Vec<T> a(rows[r][k]);
-            UNROLL for (int v = 0; v < V; ++v) sums[r][v].v += a.v * b[v].v;
+            UNROLL for (int n = 0; n < N; ++n) sums[r][n].v += a.v * b[n].v;
         }
     }
     UNROLL for (int r = 0; r < R; ++r)
-        UNROLL for (int v = 0; v < V; ++v) {
-            T* to = out + r * out_row + v * lanes;
-            (first ? sums[r][v] : Vec<T>::load(to) + sums[r][v]).store(to);
+        UNROLL for (int n = 0; n < N; ++n) {
+            T* to = out + r * out_row + (n / V * width + n % V) * lanes;
+            (first ? sums[r][n] : Vec<T>::load(to) + sums[r][n]).store(to);
         }
 }
 
-// multiply_tile for `count` rows, at most R.
+// multiply_tile of one block for `count` rows, at most R.
 template <typename T, int R, int V, int width>
 INLINE void multiply_rows(int count, int K, const T* const* A, int step, const T* B, T* out, ptrdiff_t out_row, bool first) {
     if constexpr (R > 0) {
         if (count == R)
-            multiply_tile<T, R, V, width>(K, A, step, B, out, out_row, first);
+            multiply_tile<T, R, 1, V, width>(K, A, step, B, 0, out, out_row, first);
         else
             multiply_rows<T, R - 1, V, width>(count, K, A, step, B, out, out_row, first);
     }
 }
 
-// Divides rows into groups of at most `limit` rows and nearly equal size: a single row left over would be slow.
-struct RowGroups {
-    int rows, groups;
-    RowGroups(int rows, int limit) : rows(rows), groups((rows + limit - 1) / limit) {}
-    int begin(int group) const { return rows * group / groups; }
-    int end(int group) const { return rows * (group + 1) / groups; }
+// multiply_tile of R rows for `count` whole blocks, at most `blocks`.
+template <typename T, int R, int blocks, int width>
+INLINE void multiply_blocks(int count, int K, const T* const* A, int step, const T* B, ptrdiff_t next, T* out, ptrdiff_t out_row,
+                            bool first) {
+    if constexpr (blocks > 0) {
+        if (count == blocks)
+            multiply_tile<T, R, blocks, width, width>(K, A, step, B, next, out, out_row, first);
+        else
+            multiply_blocks<T, R, blocks - 1, width>(count, K, A, step, B, next, out, out_row, first);
+    }
+}
+
+// Divides rows or blocks into groups of at most `limit` and nearly equal size: a single one left over would be slow.
+struct Groups {
+    int all, groups;
+    Groups(int all, int limit) : all(all), groups((all + limit - 1) / limit) {}
+    int begin(int group) const { return all * group / groups; }
+    int end(int group) const { return all * (group + 1) / groups; }
 };
 
-// Multiplies all rows by K columns of a block of `width` vectors, from vector `begin` on: at most 4 vectors at a time, so that
+// Multiplies all rows by K columns of a block of `width` vectors, from vector `begin` on: at most `most` vectors at a time, so that
 // several rows have sums in registers. Element k of row i is A[i][offset + k * step].
-template <typename T, int begin, int width>
+template <typename T, int most, int begin, int width>
 INLINE void multiply_block(int count, const T* const* A, ptrdiff_t offset, int K, int step, const T* B, T* out, ptrdiff_t out_row,
                            bool first) {
-    constexpr int parts = (width - begin + 3) / 4, V = (width - begin) / parts, limit = ACCUMULATORS / V;
+    constexpr int parts = (width - begin + most - 1) / most, V = (width - begin) / parts, limit = ACCUMULATORS / V;
     constexpr int lanes = Vec<T>::lanes;
-    const RowGroups groups(count, limit);
+    const Groups groups(count, limit);
     const T* rows[limit];
     for (int group = 0; group < groups.groups; ++group) {
         const int i0 = groups.begin(group), size = groups.end(group) - i0;
@@ -158,7 +183,8 @@ INLINE void multiply_block(int count, const T* const* A, ptrdiff_t offset, int K
         T* to = out + i0 * out_row + begin * lanes;
         multiply_rows<T, limit, V, width>(size, K, rows, step, B + begin * lanes, to, out_row, first);
     }
-    if constexpr (begin + V < width) multiply_block<T, begin + V, width>(count, A, offset, K, step, B, out, out_row, first);
+    if constexpr (begin + V < width)
+        multiply_block<T, most, begin + V, width>(count, A, offset, K, step, B, out, out_row, first);
 }
 
 // `product` with weights that are not packed and whose k_stride is 1. For each vector of outputs it keeps a vector of partial
@@ -198,6 +224,28 @@ void product_in_place(const Packed<T, G, U>& B, int first, int last, int count, 
 
 #include "weights16.h"
 
+// `product` with packed weights and at most R rows: with several blocks at a time, as few sums would wait for one another.
+template <int R, typename T, int G, int U>
+void product_of_few(const Packed<T, G, U>& B, int first, int last, int count, const T* const* A, int step, int begin, int end, T* out,
+                    ptrdiff_t out_row, bool add) {
+    if (count < R) {
+        if constexpr (R > 1) product_of_few<R - 1>(B, first, last, count, A, step, begin, end, out, out_row, add);
+        return;
+    }
+    constexpr int width = G * U, most = ACCUMULATORS < 24 ? 6 : 8;  // vectors at a time: more streams of memory are slower
+    constexpr int limit = std::max(1, std::min(most, ACCUMULATORS / std::max(1, R)) / width);
+    const Groups groups(last - first, limit);
+    const T* rows[R];
+    for (int group = 0; group < groups.groups; ++group)
+        for (int k0 = begin; k0 < end; k0 += CHUNK_COLUMNS) {
+            const int block = first + groups.begin(group), K = k0 + CHUNK_COLUMNS < end ? CHUNK_COLUMNS : end - k0;
+            for (int r = 0; r < R; ++r) rows[r] = A[r] + (ptrdiff_t)(k0 - begin) * step;
+            multiply_blocks<T, R, limit, width>(groups.end(group) - groups.begin(group), K, rows, step,
+                                                B.values + ((size_t)block * B.K + k0) * B.width, (ptrdiff_t)B.K * B.width,
+                                                out + block * B.width, out_row, k0 == 0 && !add);
+        }
+}
+
 // Multiplies `count` rows of A by blocks [first, last) of B. Row i of out, out_row elements apart, is [blocks][G][U][lanes].
 // Elements of a row of A are `step` apart. Only columns [begin, end) are multiplied: A[i] points at column `begin`. If `add` or
 // if begin > 0, the products are added to out, else stored.
@@ -210,12 +258,23 @@ void product(const Packed<T, G, U>& B, int first, int last, int count, const T* 
         if (B.dtype == BFLOAT16) return product16<BFLOAT16>(B, first, last, count, A, out, out_row, add);
     }
     if (B.in_place) return product_in_place(B, first, last, count, A, out, out_row, add);
+    constexpr int width = G * U, few = ACCUMULATORS / (2 * width);  // rows that leave sums for two blocks
+    if constexpr (few > 0)
+        if (count <= few) return product_of_few<few>(B, first, last, count, A, step, begin, end, out, out_row, add);
+    // With 16 registers four vectors leave sums for 3 rows, and two for 6: 4 or 5 rows go at once then.
+    constexpr int most = ACCUMULATORS < 24 && width == 4 ? 2 : 4;
+    const bool halves = most == 2 && count > 3 && count < 6;
     for (int block = first; block < last; ++block)
         for (int k0 = begin; k0 < end; k0 += CHUNK_COLUMNS) {
             const int K = k0 + CHUNK_COLUMNS < end ? CHUNK_COLUMNS : end - k0;
             const T* values = B.values + ((size_t)block * B.K + k0) * B.width;
-            multiply_block<T, 0, G * U>(count, A, (ptrdiff_t)(k0 - begin) * step, K, step, values, out + block * B.width, out_row,
-                                        k0 == 0 && !add);
+            const ptrdiff_t offset = (ptrdiff_t)(k0 - begin) * step;
+            const bool stores = k0 == 0 && !add;
+            T* to = out + block * B.width;
+            if (halves)
+                multiply_block<T, most, 0, width>(count, A, offset, K, step, values, to, out_row, stores);
+            else
+                multiply_block<T, 4, 0, width>(count, A, offset, K, step, values, to, out_row, stores);
         }
 }
 

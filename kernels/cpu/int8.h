@@ -122,7 +122,7 @@ INLINE void multiply_int8_rows(const Int8Operands& from) {
 template <int kind, int V>
 void multiply_int8_vectors(const Int8Operands& from) {
     constexpr int limit = std::min(8, INT8_SUMS / V / (kind == TWO_BYTES ? 2 : 1));
-    const RowGroups groups(from.rows, limit);
+    const Groups groups(from.rows, limit);
     for (int group = 0; group < groups.groups; ++group) {
         const int i = groups.begin(group);
         multiply_int8_rows<kind, limit, V>(from.rows_from(i, groups.end(group) - i));

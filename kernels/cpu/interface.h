@@ -77,13 +77,15 @@ struct Pass {
     void* dreset_h;      // [B, P] real or null; backward, in: zeros, out: the gradient of reset_h
     void* dreset_others; // [S-1, B, H] real or null; likewise
     void* packed;        // forward: the weights as products read them, from gpurnn_native_pack, or null
+    void* room;          // else memory to pack them in, from a cache line on, or null
+    size_t room_bytes;   // of it; too few are none
 };
 
 // Marks of a timestep and sequence: ../../gpurnn/backends/marks.py says what they mean.
 enum { HELD = 1, RESET = 2, SHOWN = 4 };
 
 // A matrix product, C[M, N] = A[M, K] B[K, N] or C += A B. Strides are any, in elements; those of C's columns are 1. dtype: of A
-// and B. c_dtype: that, or float beside numbers of 16 bits.
+// and B. c_dtype: that, or float beside numbers of 16 bits. room: as in `Pass`, for B.
 struct Product {
     int dtype, c_dtype, accumulate;
     ptrdiff_t M, N, K;
@@ -91,6 +93,8 @@ struct Product {
     const void *A, *B;
     void* C;
     int bits;  // 0; or B is int8, packed by gpurnn_native_pack_linear, and A becomes whole numbers of so many bits. accumulate is 0
+    void* room;
+    size_t room_bytes;
 };
 
 // An optimizer's update of N parameters.

@@ -52,8 +52,11 @@ struct Layer {
             size += packed.size();
             product_row = std::max(product_row, packed.row());
         });
-        if (!is_packed()) memory = AlignedBuffer<T>(size);
-        T* next = is_packed() ? (T*)pass.packed : memory.begin();
+        T* next = (T*)(is_packed() ? pass.packed : pass.room);
+        if (!is_packed() && size * sizeof(T) > pass.room_bytes) {
+            memory = AlignedBuffer<T>(size);
+            next = memory.begin();
+        }
         for_each_product([&](auto& packed, auto...) { packed.values = next, next += packed.size(); });
     }
 

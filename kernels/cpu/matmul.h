@@ -34,8 +34,9 @@ void matmul(const Product& job, int threads) {
     B.source = job.B, B.source_dtype = job.dtype, B.n_stride = job.b_column, B.k_stride = job.b_row;
     B.in_place = M <= FEW_ROWS && job.a_column == 1 && job.b_row == 1 && K <= COLUMNS;
     if (narrow && B.in_place) B.dtype = job.dtype;  // what is packed becomes floats
-    AlignedBuffer<T> values(B.size());
-    B.values = values.begin();
+    const bool has_room = B.size() * sizeof(T) <= job.room_bytes;
+    AlignedBuffer<T> values(has_room ? 0 : B.size());
+    B.values = has_room ? (T*)job.room : values.begin();
     Barrier packed(threads);
     on_threads(threads, [&](int thread) {
         for (int block = thread; block < B.blocks && !B.in_place; block += threads) B.pack(block);
@@ -50,7 +51,7 @@ void matmul(const Product& job, int threads) {
         T copy[ROWS];
         for (ptrdiff_t m0 = first; m0 < last; m0 += ROWS) {
             const int count = (int)std::min<ptrdiff_t>(last - m0, ROWS);
-            const RowGroups groups(count, R);
+            const Groups groups(count, R);
             T* C = direct ? (T*)job.C + m0 * job.c_row : nullptr;
             for (ptrdiff_t k0 = 0; k0 < K; k0 += COLUMNS) {
                 const ptrdiff_t columns = std::min<ptrdiff_t>(K - k0, COLUMNS);

@@ -46,7 +46,7 @@ INLINE void multiply_block_of_halves(int count, const float* const* A, ptrdiff_t
                                      ptrdiff_t out_row, bool first) {
     constexpr int parts = std::max(1, (width - begin) / vectors_at_once), V = (width - begin) / parts;
     constexpr int limit = V > vectors_at_once ? ACCUMULATORS / 4 : rows_at_once, lanes = Vec<float>::lanes;
-    const RowGroups groups(count, limit);
+    const Groups groups(count, limit);
     const float* rows[limit];
     for (int group = 0; group < groups.groups; ++group) {
         const int i0 = groups.begin(group), size = groups.end(group) - i0;

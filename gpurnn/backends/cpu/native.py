@@ -20,7 +20,7 @@ from ..int8 import parts_of
 LEVELS = ("vectors of 128 bits", "AVX2", "AVX-512")
 ISAS = ("baseline", "avx2", "avx512")  # what GPURNN_ISA calls the levels
 _TEMPLATES = 64  # most shapes whose ``Pass`` is remembered with the weights
-_INTERFACE = 16  # of gpurnn_native_bytes in api.cpp
+_INTERFACE = 17  # of gpurnn_native_bytes in api.cpp
 
 _pointer, _stride = ctypes.c_void_p, ctypes.c_ssize_t
 
@@ -37,8 +37,9 @@ class Pass(ctypes.Structure):
         *((name, _pointer) for name in (
             "lengths", "x", "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "scale_ih", "scale_hh",
             "scale_hr", "own", "masks", "marks", "reset_h", "reset_others", "gates", "h", "others", "output", "doutput",
-            "dh", "dothers", "dh_steps", "dreset_h", "dreset_others", "packed",
+            "dh", "dothers", "dh_steps", "dreset_h", "dreset_others", "packed", "room",
         )),
+        ("room_bytes", ctypes.c_size_t),
     ]  # fmt: skip
 
 
@@ -98,6 +99,8 @@ class Product(ctypes.Structure):
         *((name, _stride) for name in ("M", "N", "K", "a_row", "a_column", "b_row", "b_column", "c_row")),
         *((name, _pointer) for name in ("A", "B", "C")),
         ("bits", ctypes.c_int),
+        ("room", _pointer),
+        ("room_bytes", ctypes.c_size_t),
     ]
 
 

@@ -269,11 +269,13 @@ class CpuOps(HostOps):
         if by_units:
             for one in jobs:
                 one.by_units = not one.flat
+        rooms = [packing.lend_room(self, one, packing.pass_bytes(self, cell, one, back)) for one in jobs]
         arguments = jobs, D, threads, int(back)
         if cell.struct is None:
             self._call("time_loop", *arguments, self.level, threads=threads)
         else:
             self._raise(self._generated(cell, dtype).time_loop(*arguments), "time_loop", threads)
+        del rooms  # they live until here
 
     def product(self, a, b, out, accumulate=False):
         (M, K), N, dtype = a.shape, b.shape[1], a.dtype
@@ -294,7 +296,9 @@ class CpuOps(HostOps):
             address(a), address(b), address(out),
         )  # fmt: skip
         threads = 1 if M * N * K < sharing.WORK else min(thread_count(), -(-M // 16))
+        arrays = a, b, packing.lend_room(self, job, packing.product_bytes(self, job))
         self._call("multiply", ctypes.byref(job), threads, self.level, threads=threads)
+        del arrays  # they live until here
 
     def reads_int8(self, cell, dtype):
         return dtype.itemsize > 2 and (cell is None or self._compiled(cell, dtype))

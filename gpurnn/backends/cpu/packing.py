@@ -13,6 +13,8 @@ from .native import Stage, address, dtype_number
 _AHEAD = 48  # AHEAD of layer.h
 _ROWS = 2048  # with so many rows of x, packing anew takes less than a hundredth of the time loop
 _LINE = 64  # bytes of a cache line, where packed weights begin
+_FEW_ROWS = 8  # FEW_ROWS of gemm.h
+_LARGE = 1 << 20  # bytes that the pool lends: for less the library's own memory is as fast
 
 
 class PackedWeights(NamedTuple):
@@ -73,9 +75,69 @@ def _filled(ops, call):
     size = ctypes.c_size_t()
     call(None, 1, size)
     room = ops.store.empty((size.value + _LINE,), np.dtype(np.uint8))
-    array = room[-address(room) % _LINE :][: size.value]
+    array = _from_line(room, size.value)
     call(address(array), 1 if size.value < sharing.WORK // 8 else sharing.thread_count(), size)
     return array
+
+
+def _from_line(room, size):
+    """The ``size`` bytes of an array from a cache line on."""
+    return room[-address(room) % _LINE :][:size]
+
+
+def lend_room(ops, job, size):
+    """Give a ``Pass`` or ``Product`` memory of ``size`` bytes of the pool to pack in, if that is much.
+
+    The system clears fresh memory page by page, for a large matrix in each call anew. Returns what is to live as long.
+    """
+    if size < _LARGE:
+        return None
+    room = ops.store.empty((size + _LINE,), np.dtype(np.uint8))
+    job.room, job.room_bytes = address(_from_line(room, size)), size
+    return room
+
+
+def pass_bytes(ops, cell, job, back):
+    """The bytes that a ``Pass`` packs, forward or back; of both the larger, so that one memory of the pool holds them."""
+    if job.packed or job.T == 1 and not job.flat and not back:
+        return 0
+    sizes = Sizes(ops.level, DTYPES[job.dtype])
+    P = job.P if job.weight_hr else None
+    return sizes.size * max(sizes.forward(cell, job.H, job.I, P), sizes.backward(cell, job.H, P))
+
+
+def product_bytes(ops, job):
+    """The bytes that a ``Product`` packs: B, in the dtype that it computes in."""
+    sizes = Sizes(ops.level, "float64" if DTYPES[job.dtype] == "float64" else "float32")
+    return 0 if job.M <= _FEW_ROWS else sizes.size * sizes.matrix(job.N, job.K)
+
+
+class Sizes:
+    """The numbers that ``Packed`` of gemm.h takes, of ``size`` bytes each."""
+
+    def __init__(self, level, dtype):
+        self.size, self.half = (8 if dtype == "float64" else 4), ITEMSIZE[dtype] == 2
+        self.lanes = (16 << level) // self.size
+
+    def row(self, outputs, gates=1):
+        """A row of products: whole blocks."""
+        units = self.lanes if gates > 1 else 2 * self.lanes
+        return -(-outputs // units) * units * gates
+
+    def matrix(self, outputs, columns, gates=1):
+        return self.row(outputs, gates) * (-(-columns // 2) if self.half else columns)
+
+    def forward(self, cell, H, I, P=None):
+        """All weights of one direction. P: of a projection."""
+        first, second = cell.first, len(cell.hidden) - cell.first
+        projection = 0 if P is None else self.matrix(P, H)
+        hidden = self.matrix(H, H if P is None else P, first) + self.matrix(H, H, second)
+        return self.matrix(H, I, len(cell.gates)) + hidden + projection
+
+    def backward(self, cell, H, P=None):
+        first, second = cell.first, len(cell.hidden) - cell.first
+        outputs, projection = (H, 0) if P is None else (P, self.matrix(H, P))
+        return self.matrix(outputs, first * H) + self.matrix(outputs, second * H) + projection
 
 
 def packed_weights(ops, cell, ready, job):
@@ -108,26 +170,20 @@ def fingerprint(ops, matrices):
 
 def packed_bytes(ops, problem, P, T):
     """The most bytes that a call of T timesteps takes for packed weights, products and copies; see ``Ops``."""
-    size, half = (8 if problem.dtype == "float64" else 4), ITEMSIZE[problem.dtype] == 2
-    lanes, cell = (16 << ops.level) // size, problem.cell
+    sizes, cell = Sizes(ops.level, problem.dtype), problem.cell
+    size, half, row = sizes.size, sizes.half, sizes.row
     B, H, I, D = problem.B, problem.H, problem.I, problem.directions
     G, first, second = len(cell.gates), cell.first, len(cell.hidden) - cell.first
-
-    def row(outputs, gates=1):
-        """Numbers in a packed row: whole blocks of ``Packed`` in gemm.h."""
-        units = lanes if gates > 1 else 2 * lanes
-        return -(-outputs // units) * units * gates
-
-    weights = row(H, G) * I + row(H, first) * P + row(H, second) * H + (row(P) * H if P < H else 0)
+    projected = P if P < H else None
+    weights = sizes.forward(cell, H, I, projected) if T > 1 else 0
     threads, by_units = sharing.share(T, B, sharing.units_to_share(cell, P < H, H), T * B * G * H * (P + I), D)
     rows_ahead = min(T * B, max(B, threads * _AHEAD))
     ahead = rows_ahead * (row(H, G) + half * I)  # W_ih x of some timesteps; of 16 bits x as floats
     at_once = threads if by_units else min(D, threads)  # how many have room for all sequences
     products = max(row(H, first), row(P)) + row(H, second) + half * (max(H, P) + H * bool(second))
-    forward = (weights if T > 1 else 0) * D // (1 + half) + (products * B + ahead) * at_once
-    backward = row(P) * first * H + row(P) * second * H + (row(H) * P if P < H else 0)
+    forward = weights * D + (products * B + ahead) * at_once
     copies = half * max(H, P, first * H, second * H)  # of what a product reads, as floats
-    through_time = backward * D // (1 + half) + B * (max(row(P), row(H)) + copies) * at_once
+    through_time = sizes.backward(cell, H, projected) * D + B * (max(row(P), row(H)) + copies) * at_once
     rows = B * max((part.stop - part.start for part in ops.time_chunks(T, B)), default=0)
     gradients = rows * max(row(I), row(P))  # x and h, for the weight gradients
     return size * max(forward, through_time, gradients, G * H * row(I))

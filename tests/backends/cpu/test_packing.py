@@ -179,7 +179,47 @@ def test_any_bit_that_changes_changes_the_fingerprint(size, level, threads):
             words[place] ^= np.uint32(1 << bit)
     assert len(seen) == 1 + 3 * len(places)
     assert mark(array) == first
+    if size == 200:  # two signs, at any distance in the vectors that are read in turn
+        pairs = [(one, other) for one in (0, 1) for other in range(one + 1, size)]
+        for pair in pairs:
+            array[list(pair)] *= -1
+            seen.add(mark(array))
+            array[list(pair)] *= -1
+        assert len(seen) == 1 + 3 * len(places) + len(pairs)
     if size > 1:
         assert mark(array[::-1].copy()) not in seen
         assert mark(-array) not in seen
         assert mark(array[:-1].copy()) not in seen
+
+
+def lent_by(monkeypatch, change=0):
+    """Every room that passes and products get from now on, however small, filled with 7; its size is what they ask for
+    and ``change`` more."""
+    rooms = []
+
+    def lend(ops, job, size):
+        room = np.full(size + 64, 7, np.uint8)
+        begin = -room.ctypes.data % 64
+        job.room, job.room_bytes = room.ctypes.data + begin, max(0, size + change)
+        rooms.append(room[begin : begin + size])
+        return room
+
+    monkeypatch.setattr(packing, "lend_room", lend)
+    return rooms
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_memory_that_is_lent_changes_no_bits(cell, dtype, level, monkeypatch):
+    """What is packed for one call lies in memory of the pool. Where that is too little the library takes its own."""
+    for options in OPTIONS.values():
+        results = []
+        for change in (None, 0, -(10**9)):
+            with monkeypatch.context() as patch:
+                rooms = [] if change is None else lent_by(patch, change)
+                layer = build(cell, "cpu", dtype, H=19, **options)
+                output, _, backward = layer.forward(x_of(layer))
+                dx, _ = backward(np.ones_like(output))
+                results.append((all_bits((output, dx)), [grad.tobytes() for grad in layer.grads.values()]))
+                assert any((room != 7).any() for room in rooms) == (change == 0), options
+        assert results[0] == results[1] == results[2], options
