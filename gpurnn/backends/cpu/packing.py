@@ -98,7 +98,7 @@ def lend_room(ops, job, size):
 
 
 def pass_bytes(ops, cell, job, back):
-    """The bytes that a ``Pass`` packs, forward or back; of both the larger, so that one memory of the pool holds them."""
+    """The bytes that a ``Pass`` packs: of both ways the larger, so that one memory of the pool holds them."""
     if job.packed or job.T == 1 and not job.flat and not back:
         return 0
     sizes = Sizes(ops.level, DTYPES[job.dtype])
