@@ -137,14 +137,15 @@ INLINE void multiply_tile(int K, const T* const* A, int step, const T* B, ptrdif
         }
 }
 
-// multiply_tile of one block for `count` rows, at most R.
-template <typename T, int R, int V, int width>
-INLINE void multiply_rows(int count, int K, const T* const* A, int step, const T* B, T* out, ptrdiff_t out_row, bool first) {
+// multiply_tile for `count` rows, at most R.
+template <typename T, int R, int blocks, int V, int width>
+INLINE void multiply_rows(int count, int K, const T* const* A, int step, const T* B, ptrdiff_t next, T* out, ptrdiff_t out_row,
+                          bool first) {
     if constexpr (R > 0) {
         if (count == R)
-            multiply_tile<T, R, 1, V, width>(K, A, step, B, 0, out, out_row, first);
+            multiply_tile<T, R, blocks, V, width>(K, A, step, B, next, out, out_row, first);
         else
-            multiply_rows<T, R - 1, V, width>(count, K, A, step, B, out, out_row, first);
+            multiply_rows<T, R - 1, blocks, V, width>(count, K, A, step, B, next, out, out_row, first);
     }
 }
 
@@ -168,12 +169,12 @@ struct Groups {
     int end(int group) const { return all * (group + 1) / groups; }
 };
 
-// Multiplies all rows by K columns of a block of `width` vectors, from vector `begin` on: at most `most` vectors at a time, so that
-// several rows have sums in registers. Element k of row i is A[i][offset + k * step].
-template <typename T, int most, int begin, int width>
-INLINE void multiply_block(int count, const T* const* A, ptrdiff_t offset, int K, int step, const T* B, T* out, ptrdiff_t out_row,
-                           bool first) {
-    constexpr int parts = (width - begin + most - 1) / most, V = (width - begin) / parts, limit = ACCUMULATORS / V;
+// Multiplies all rows by K columns of one block of `width` vectors, or of `blocks` narrow ones, from vector `begin` on: at most
+// `most` vectors of a block at a time, so that several rows have sums in registers. Element k of row i is A[i][offset + k * step].
+template <typename T, int blocks, int most, int begin, int width>
+INLINE void multiply_block(int count, const T* const* A, ptrdiff_t offset, int K, int step, const T* B, ptrdiff_t next, T* out,
+                           ptrdiff_t out_row, bool first) {
+    constexpr int parts = (width - begin + most - 1) / most, V = (width - begin) / parts, limit = ACCUMULATORS / (blocks * V);
     constexpr int lanes = Vec<T>::lanes;
     const Groups groups(count, limit);
     const T* rows[limit];
@@ -181,10 +182,10 @@ INLINE void multiply_block(int count, const T* const* A, ptrdiff_t offset, int K
         const int i0 = groups.begin(group), size = groups.end(group) - i0;
         for (int i = 0; i < size; ++i) rows[i] = A[i0 + i] + offset;
         T* to = out + i0 * out_row + begin * lanes;
-        multiply_rows<T, limit, V, width>(size, K, rows, step, B + begin * lanes, to, out_row, first);
+        multiply_rows<T, limit, blocks, V, width>(size, K, rows, step, B + begin * lanes, next, to, out_row, first);
     }
     if constexpr (begin + V < width)
-        multiply_block<T, most, begin + V, width>(count, A, offset, K, step, B, out, out_row, first);
+        multiply_block<T, blocks, most, begin + V, width>(count, A, offset, K, step, B, next, out, out_row, first);
 }
 
 // `product` with weights that are not packed and whose k_stride is 1. For each vector of outputs it keeps a vector of partial
@@ -264,18 +265,23 @@ void product(const Packed<T, G, U>& B, int first, int last, int count, const T* 
     // With 16 registers four vectors leave sums for 3 rows, and two for 6: 4 or 5 rows go at once then.
     constexpr int most = ACCUMULATORS < 24 && width == 4 ? 2 : 4;
     const bool halves = most == 2 && count > 3 && count < 6;
-    for (int block = first; block < last; ++block)
+    constexpr int pair = ACCUMULATORS >= 24 && width == 2 ? 2 : 1;  // narrow blocks at once: 6 rows of 4 vectors, not 12 of 2
+    for (int block = first, blocks; block < last; block += blocks) {
+        blocks = count >= 10 && block + pair <= last ? pair : 1;
         for (int k0 = begin; k0 < end; k0 += CHUNK_COLUMNS) {
             const int K = k0 + CHUNK_COLUMNS < end ? CHUNK_COLUMNS : end - k0;
             const T* values = B.values + ((size_t)block * B.K + k0) * B.width;
-            const ptrdiff_t offset = (ptrdiff_t)(k0 - begin) * step;
+            const ptrdiff_t offset = (ptrdiff_t)(k0 - begin) * step, next = (ptrdiff_t)B.K * B.width;
             const bool stores = k0 == 0 && !add;
             T* to = out + block * B.width;
             if (halves)
-                multiply_block<T, most, 0, width>(count, A, offset, K, step, values, to, out_row, stores);
+                multiply_block<T, 1, most, 0, width>(count, A, offset, K, step, values, next, to, out_row, stores);
+            else if (blocks == pair)
+                multiply_block<T, pair, 4, 0, width>(count, A, offset, K, step, values, next, to, out_row, stores);
             else
-                multiply_block<T, 4, 0, width>(count, A, offset, K, step, values, to, out_row, stores);
+                multiply_block<T, 1, 4, 0, width>(count, A, offset, K, step, values, next, to, out_row, stores);
         }
+    }
 }
 
 // The same for whole contiguous rows of A. Rows of out are B.row() elements apart.
