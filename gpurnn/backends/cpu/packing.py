@@ -92,7 +92,10 @@ def lend_room(ops, job, size):
     """
     if size < _LARGE:
         return None
-    room = ops.store.empty((size + _LINE,), np.dtype(np.uint8))
+    try:
+        room = ops.store.empty((size + _LINE,), np.dtype(np.uint8))
+    except MemoryError:  # the library tries in turn, and says what for
+        return None
     job.room, job.room_bytes = address(_from_line(room, size)), size
     return room
 
