@@ -78,7 +78,7 @@ def _start(size, spec, launch):
         first, *others = shlex.split(launch.format(ranks=size))
         found = shutil.which(first) or shutil.which(first, path=str(Path(sys.executable).parent))
         if found is None:
-            raise click.ClickException(f"there is no {first} here: pip install 'gpurnn[mpi]' mpich")
+            raise click.ClickException(f'there is no {first} here: pip install "gpurnn[mpi]" mpich')
         words = [found, *others, *words]
     done = subprocess.run(words, env=os.environ | more, capture_output=True, text=True)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""Pictures of a run: loss curves and gradient flow, as PNG. Needs matplotlib: ``pip install 'gpurnn[plot]'``."""
+"""Pictures of a run: loss curves and gradient flow, as PNG. Needs matplotlib: ``pip install "gpurnn[plot]"``."""
 
 import io
 import itertools
@@ -358,7 +358,7 @@ def new_figure(width, height):
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plots need Matplotlib: pip install 'gpurnn[plot]'") from error
+        raise ImportError('plots need Matplotlib: pip install "gpurnn[plot]"') from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -159,6 +159,12 @@ def test_what_is_public_has_a_docstring(name):
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="needs the repository and git")
+def test_commands_that_messages_name_run_in_every_shell():
+    """The command prompt of Windows takes single quotes for a part of the name."""
+    wrong = [str(path) for path in sorted((ROOT / "gpurnn").rglob("*.py")) if "'gpurnn[" in path.read_text("utf-8")]
+    assert not wrong
+
+
 def test_the_top_level_is_fixed():
     """Nothing that a compiler or a trial left is committed; dot-files may join."""
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")

@@ -35,7 +35,7 @@ Examples:
 def command(ctx, run, files, beam, plot, overwrite, backend, as_json):
     """Write down what is said in each sound FILE, with the trained model in the folder RUN.
 
-    A FILE is WAV; or FLAC, OGG or MP3, which needs soundfile (pip install 'gpurnn[audio]'). A bad file among several is
+    A FILE is WAV; or FLAC, OGG or MP3, which needs soundfile (pip install "gpurnn[audio]"). A bad file among several is
     skipped and named on standard error; the exit code is then 1.
     """
     trained = load(run, backend, "speech")

@@ -61,7 +61,7 @@ def _read_compressed(path, file, kind):
     try:
         import soundfile
     except (ImportError, OSError) as error:  # OSError: without the C library that it needs
-        raise ImportError(f"{path}: {kind} needs soundfile: pip install 'gpurnn[audio]'") from error
+        raise ImportError(f'{path}: {kind} needs soundfile: pip install "gpurnn[audio]"') from error
     damaged = FileError(f"{path}: is damaged: it cannot be read as {kind}")
     try:
         with soundfile.SoundFile(file) as sound:
@@ -104,7 +104,7 @@ def resample(samples, rate, wanted):
         from scipy.signal import resample_poly
     except ImportError as error:
         raise ImportError(
-            f"resampling from {rate} Hz to the model's {wanted} Hz needs SciPy: pip install 'gpurnn[speech]'"
+            f'resampling {rate} Hz to {wanted} Hz for the model needs SciPy: pip install "gpurnn[speech]"'
         ) from error
     say_once(f"Sound of {rate} Hz: resampled to {wanted}")
     return resample_poly(samples, wanted // common, rate // common).astype(np.float32)

@@ -172,5 +172,5 @@ def _mido():
     try:
         import mido
     except ImportError as error:
-        raise ImportError("MIDI files need mido: pip install 'gpurnn[music]'") from error
+        raise ImportError('MIDI files need mido: pip install "gpurnn[music]"') from error
     return mido

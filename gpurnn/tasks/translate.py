@@ -258,7 +258,7 @@ def bleu_scorer(lowercase=False):
     try:
         from sacrebleu import BLEU
     except ImportError as error:
-        raise ImportError("BLEU needs sacrebleu. Run: pip install 'gpurnn[translate]'") from error
+        raise ImportError('BLEU needs sacrebleu. Run: pip install "gpurnn[translate]"') from error
     return BLEU(lowercase=lowercase)
 
 

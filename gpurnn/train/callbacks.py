@@ -277,7 +277,7 @@ class CSVLog(Callback):
 class TensorBoard(Callback):
     """Writes every number of the history for TensorBoard: ``tensorboard --logdir FOLDER`` shows them live.
 
-    Needs tensorboardX (``pip install 'gpurnn[tensorboard]'``), or torch with tensorboard. After a resume the curves go
+    Needs tensorboardX (``pip install "gpurnn[tensorboard]"``), or torch with tensorboard. After a resume the curves go
     on where the checkpoint was made.
 
     Parameters
@@ -332,5 +332,5 @@ def _summary_writer() -> Callable[..., Any]:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError("TensorBoard needs tensorboardX: pip install 'gpurnn[tensorboard]'") from error
+            raise ImportError('TensorBoard needs tensorboardX: pip install "gpurnn[tensorboard]"') from error
     return SummaryWriter

@@ -113,7 +113,7 @@ def test_a_plot_is_advised_where_it_can_be_drawn(call, monkeypatch, here):
     assert f"gpurnn forecast series {'--plot forecast.png ' * here}--out forecast.csv" in said
     if not here:
         said = call("plot", "run", code=1).stderr
-        assert said == "Error: plots need Matplotlib: pip install 'gpurnn[plot]'\n"
+        assert said == 'Error: plots need Matplotlib: pip install "gpurnn[plot]"\n'
 
 
 # ---- resume

@@ -643,4 +643,4 @@ except ImportError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout == "gpurnn.interop.jax needs jax. Run pip install 'gpurnn[jax]'\n"
+    assert done.stdout == 'gpurnn.interop.jax needs jax. Run pip install "gpurnn[jax]"\n'

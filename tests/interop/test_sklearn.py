@@ -435,7 +435,7 @@ except ImportError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "gpurnn.interop.sklearn needs scikit-learn. Run pip install 'gpurnn[sklearn]'\n"
+    assert done.stdout == 'gpurnn.interop.sklearn needs scikit-learn. Run pip install "gpurnn[sklearn]"\n'
 
 
 # ---- forecasts

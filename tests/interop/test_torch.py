@@ -781,4 +781,4 @@ except ImportError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout == "gpurnn.interop.torch needs torch. Run pip install 'gpurnn[torch]'\n"
+    assert done.stdout == 'gpurnn.interop.torch needs torch. Run pip install "gpurnn[torch]"\n'

@@ -35,7 +35,7 @@ def load(name):
             return ctypes.CDLL(f"{name}64_{major}.dll" if sys.platform == "win32" else f"lib{name}.so.{major}")
         except OSError:
             continue
-    raise OSError(f"CUDA's library {name} was not found: run pip install 'gpurnn[cuda13]', or install the CUDA toolkit")
+    raise OSError(f'no library {name} of CUDA was found: run pip install "gpurnn[cuda13]", or install the CUDA toolkit')
 
 
 def driver():

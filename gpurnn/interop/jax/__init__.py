@@ -10,7 +10,7 @@ They work in ``jit``, ``grad``, ``vmap`` and ``scan``. Parameters come from Flax
 try:
     import jax as _jax  # noqa: F401
 except ImportError as error:
-    raise ImportError("gpurnn.interop.jax needs jax. Run pip install 'gpurnn[jax]'") from error
+    raise ImportError('gpurnn.interop.jax needs jax. Run pip install "gpurnn[jax]"') from error
 
 from .functions import gru, init_gru, init_lstm, init_recurrent, init_rnn, lstm, recurrent, rnn
 from .weights import from_equinox, from_flax, to_equinox, to_flax

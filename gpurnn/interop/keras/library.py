@@ -12,7 +12,7 @@ def h5py_library() -> ModuleType:
     try:
         import h5py
     except ImportError as error:
-        raise ImportError("files of Keras need the package h5py: pip install 'gpurnn[keras]'") from error
+        raise ImportError('files of Keras need the package h5py: pip install "gpurnn[keras]"') from error
     return h5py
 
 

@@ -19,5 +19,5 @@ def onnx_library() -> ModuleType:
         import onnx.numpy_helper
         import onnx.shape_inference
     except ImportError as error:
-        raise ImportError("ONNX files need the package onnx: pip install 'gpurnn[onnx]'") from error
+        raise ImportError('ONNX files need the package onnx: pip install "gpurnn[onnx]"') from error
     return onnx

@@ -9,7 +9,7 @@ They work in ``cross_validate`` and in ``GridSearchCV``, and the first two in pi
 try:
     import sklearn as _sklearn  # noqa: F401
 except ImportError as error:
-    raise ImportError("gpurnn.interop.sklearn needs scikit-learn. Run pip install 'gpurnn[sklearn]'") from error
+    raise ImportError('gpurnn.interop.sklearn needs scikit-learn. Run pip install "gpurnn[sklearn]"') from error
 
 from .forecaster import Forecaster
 from .sequences import SequenceClassifier, SequenceRegressor

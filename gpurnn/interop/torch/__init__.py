@@ -9,7 +9,7 @@ Constructors, parameters and results are those of ``torch.nn``; all options of g
 try:
     import torch as _torch  # noqa: F401
 except ImportError as error:
-    raise ImportError("gpurnn.interop.torch needs torch. Run pip install 'gpurnn[torch]'") from error
+    raise ImportError('gpurnn.interop.torch needs torch. Run pip install "gpurnn[torch]"') from error
 
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert

@@ -119,7 +119,7 @@ class SpeechTask(Task):
 
     A FILE is a table: each line has the path of a sound file (relative to the table's folder), a tab
     (in a .csv file a comma) and its transcript. With --target class the transcript is the name of a class. Sound is
-    WAV, or FLAC, OGG or MP3, which need soundfile (pip install 'gpurnn[audio]'). A bad line or sound file is skipped
+    WAV, or FLAC, OGG or MP3, which need soundfile (pip install "gpurnn[audio]"). A bad line or sound file is skipped
     and counted, unless --strict is given.
 
     Or a FILE is an .npz of features: frames (N, bands), the frames of all utterances one after another; length

@@ -112,8 +112,8 @@ def _mpi(limit: float) -> Group:
         return MpiGroup(limit)
     except (ImportError, RuntimeError) as error:
         raise BackendError(
-            "several processes on CPUs need mpi4py and an MPI library: pip install 'gpurnn[mpi]', and 'pip install "
-            f"mpich' where the system has none ({one_line(error)})"
+            'several processes on CPUs need mpi4py and an MPI library: pip install "gpurnn[mpi]", and pip install '
+            f"mpich where the system has none ({one_line(error)})"
         ) from error
 
 

@@ -152,7 +152,7 @@ def make_group(place: Place, limit: float) -> NcclGroup:
         cupy.cuda.Device(place.local_rank).use()
     except (ImportError, AttributeError) as error:
         raise BackendError(
-            f"NCCL needs CuPy and its NCCL: pip install 'gpurnn[cuda12]' nvidia-nccl-cu12 ({one_line(error)}). "
+            f'NCCL needs CuPy and its NCCL: pip install "gpurnn[cuda12]" nvidia-nccl-cu12 ({one_line(error)}). '
             f"{_ON_CPUS}"
         ) from error
     except Exception as error:  # of CUDA, whose classes are not there without CuPy
@@ -179,5 +179,5 @@ def _control(place, limit):
         return MpiGroup(limit)
     except (ImportError, RuntimeError) as error:
         raise BackendError(
-            "NCCL under mpirun or srun needs mpi4py: pip install 'gpurnn[mpi]'. torchrun needs none"
+            'NCCL under mpirun or srun needs mpi4py: pip install "gpurnn[mpi]". torchrun needs none'
         ) from error
