@@ -94,6 +94,16 @@ def test_wheel_holds_every_source_and_nothing_else(built, tree):
     assert all(re.fullmatch(r"gpurnn/_native\.\w+\.(so|pyd)", name) for name in compiled)
 
 
+def plant_an_older_library(folder):
+    """A library of older sources, which is not to be taken for these. Returns its paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"_native{suffix}" for suffix in set(EXTENSION_SUFFIXES) & {".abi3.so", ".pyd"}]
+    for path in paths:
+        path.touch()
+        os.utime(path, (0, 0))
+    return paths
+
+
 @pytest.mark.slow
 def test_a_wheel_fits_one_platform_only_where_something_was_compiled(built, tree, tmp_path):
     compiled = any("_native" in name for name in zipfile.ZipFile(built[1]).namelist())
@@ -101,11 +111,7 @@ def test_a_wheel_fits_one_platform_only_where_something_was_compiled(built, tree
     assert "-py3-none-" in built[1].name  # the library serves every version of Python
     copy = tmp_path / "tree"
     shutil.copytree(tree, copy, ignore=shutil.ignore_patterns("build", "_native*", "*.egg-info"))
-    older = copy / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / "gpurnn"
-    older.mkdir(parents=True)
-    for suffix in set(EXTENSION_SUFFIXES) & {".abi3.so", ".pyd"}:  # of older sources: not to be taken for these
-        (older / f"_native{suffix}").touch()
-        os.utime(older / f"_native{suffix}", (0, 0))
+    plant_an_older_library(copy / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / "gpurnn")
     command = sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path), str(copy)
     nothing = f"{sys.executable} -c raise(SystemExit(1))"
     environment = os.environ | {"CC": nothing, "CXX": nothing}
@@ -181,7 +187,9 @@ def test_editable_install_finds_its_kernels(tree, tmp_path):
     target = tmp_path / "editable"
     options = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), "-e", str(tree)]
+    older = plant_an_older_library(tree / "gpurnn")
     run(*command, cwd=tmp_path, CC="false", CXX="false")  # no compiler: gpurnn installs all the same
+    assert older and not any(path.exists() for path in older)
     code = f"import site; site.addsitedir({str(target)!r}); import gpurnn.bench; from gpurnn.backends import sources\n"
     code += "print(gpurnn.bench.__file__, sources.kernel_dir())"
     bench, kernels = isolated(code, target, tmp_path).split()

@@ -1,12 +1,26 @@
-"""The wheel of what was built: only where a compiler made the library of the backend "cpu" does it fit one platform.
+"""The library of the backend "cpu", and the wheel of what was built: only with the library does it fit one platform.
 
-pyproject.toml names this class. It is used when a wheel is made, and is not part of it.
+pyproject.toml names these classes. They are used when gpurnn is installed or a wheel is made, and are not part of it.
 """
 
 import os
 
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 from setuptools.modified import newer_group
+
+
+class Library(build_ext):
+    """Forgets a library of older sources: it would be taken where these cannot be compiled."""
+
+    def run(self):
+        given = self.inplace  # as an editable install has it: the library lies beside the sources, too
+        for self.inplace in (False, given):
+            for extension in self.extensions:
+                path = self.get_ext_fullpath(extension.name)
+                if os.path.exists(path) and newer_group([*extension.sources, *extension.depends], path, "newer"):
+                    os.remove(path)
+        super().run()
 
 
 class Wheel(bdist_wheel):
@@ -27,11 +41,5 @@ class Wheel(bdist_wheel):
 
     def _compiled(self):
         """Whether the library can be built. It is built now, and only copied later."""
-        build = self.get_finalized_command("build_ext")
-        build.ensure_finalized()
-        for extension in build.extensions:
-            path = build.get_ext_fullpath(extension.name)
-            if os.path.exists(path) and newer_group([*extension.sources, *extension.depends], path, "newer"):
-                os.remove(path)  # of older sources: it would be taken where these are not compiled
         self.run_command("build_ext")
-        return all(os.path.exists(path) for path in build.get_outputs())
+        return all(os.path.exists(path) for path in self.get_finalized_command("build_ext").get_outputs())
