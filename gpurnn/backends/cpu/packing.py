@@ -146,7 +146,7 @@ class Sizes:
 def packed_weights(ops, cell, ready, job):
     """The ``PackedWeights`` for a forward pass that saves nothing, or None where it packs them itself.
 
-    A write through an array is seen: each call compares a fingerprint of all weights, which takes a tenth of the time
+    A write through an array is seen: each call compares a fingerprint of all weights, which takes a fifth of the time
     that packing does. ready: their ``NativeWeights``; calls in other threads may use the ones before meanwhile.
     """
     if not ready.bits and (job.T == 1 or job.T * job.B > _ROWS):
