@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -320,20 +323,40 @@ def test_empty_cache():
 
 
 def test_memory_that_is_missing_may_be_what_is_kept(monkeypatch):
-    store, real, refused = cpu_ops.MemoryPool(), np.empty, []
+    store, real, refused = cpu_ops.MemoryPool(), memory.fresh_memory, []
     arrays = [store.empty((1000, 1000), np.dtype("float32")) for _ in range(4)]
     del arrays
     assert store.bytes
 
-    def empty(shape, dtype):
+    def fresh_memory(size):
         if store.bytes and not refused:
-            refused.append(shape)
+            refused.append(size)
             raise MemoryError
-        return real(shape, dtype)
+        return real(size)
 
-    monkeypatch.setattr(np, "empty", empty)
+    monkeypatch.setattr(memory, "fresh_memory", fresh_memory)
     array = store.empty((600, 1000), np.dtype("float64"))
     assert array.shape == (600, 1000) and refused and not store.bytes
+
+
+@linux
+def test_much_memory_lies_in_large_pages_and_is_counted():
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        array = memory.fresh_memory(5 << 20)
+        array[:] = 7
+        assert array.nbytes == 5 << 20 and array.ctypes.data % (2 << 20) == 0
+        counted = tracemalloc.get_traced_memory()[0] - before
+        assert 5 << 20 <= counted < 6 << 20
+        for text in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.M)[1:]:
+            first, end = (int(number, 16) for number in text.split(maxsplit=1)[0].split("-"))
+            if first <= array.ctypes.data < end:
+                assert " hg" in re.search(r"^VmFlags:(.*)$", text, re.M)[1], "large pages were not asked for"
+        del array
+        assert tracemalloc.get_traced_memory()[0] - before < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 PEAK = """

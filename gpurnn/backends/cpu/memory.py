@@ -1,17 +1,25 @@
 """MemoryPool: memory of arrays that are gone, for the next ones."""
 
 import collections
+import contextlib
+import ctypes
 import math
+import mmap
 import os
 import threading
+import tracemalloc
 import weakref
 
 import numpy as np
+
+from .native import address
 
 _PATIENCE = 0.01  # seconds to wait for the lock: fresh memory takes less than that
 _STRETCH = 256  # arrays after which the oldest peak of use is forgotten: some training steps
 _LIMIT = 1 << 29  # bytes that a pool may hold unused
 _PAGES = 1 << 17  # bytes of the smallest array whose memory is worth saving
+_HUGE = 1 << 21  # bytes of the system's large pages; of memory of two or more we ask for them
+_DOMAIN = 0x47505552  # of our memory in tracemalloc
 
 
 def pool_room(size, limit=_LIMIT):
@@ -23,6 +31,29 @@ def pool_room(size, limit=_LIMIT):
         return None
     step = 1 << (size.bit_length() - 6)
     return -(-size // step) * step
+
+
+def fresh_memory(size):
+    """``size`` bytes from the system. Raises MemoryError.
+
+    Where it can, Linux gives them in pages of 2 MB: with pages of 4 KB a time loop that reads 12 MB of weights in each
+    timestep takes a third longer. They are mapped for this array alone, as what ``malloc`` gives may be memory that
+    another array had, in small pages.
+    """
+    if size < 2 * _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.empty(size, np.uint8)
+    try:
+        mapped = mmap.mmap(-1, size + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"Unable to map {size} bytes: {error.strerror}") from error
+    with contextlib.suppress(OSError):  # a kernel without large pages
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    array = np.frombuffer(mapped, np.uint8)
+    if tracemalloc.is_tracing():  # it knows of what malloc gives by itself
+        ctypes.pythonapi.PyTraceMalloc_Track(_DOMAIN, ctypes.c_size_t(address(array)), ctypes.c_size_t(size))
+        untrack = ctypes.pythonapi.PyTraceMalloc_Untrack
+        weakref.finalize(mapped, untrack, _DOMAIN, ctypes.c_size_t(address(array))).atexit = False
+    return array[-address(array) % _HUGE :][:size]
 
 
 class MemoryPool:
@@ -74,7 +105,7 @@ class MemoryPool:
             self.lock.release()
         if memory is None:
             try:
-                memory = np.empty(room, np.uint8)
+                memory = fresh_memory(room)
             except MemoryError:  # the unused memory may suffice
                 self.in_use -= room
                 self.clear()
