@@ -3,8 +3,8 @@
 constexpr size_t PIECE = 1 << 16;  // bytes that one thread reads at a time
 constexpr uint64_t SPREAD = 0x9E3779B97F4A7C15ull;  // odd, so that multiplying by it loses nothing
 
-// One word more. Any change of one word changes the result, as each step can be undone; changes of several escape once in 2^64. The
-// rotation lets the highest bits of a word, such as a sign, reach the others.
+// One word more. Any change of one word changes the result, as each step can be undone; changes of several escape by chance once in
+// 2^64, though who looks for such changes finds some. The rotation lets the highest bits of a word, such as a sign, reach the others.
 template <typename Word>
 INLINE Word mixed(Word state, Word word) {
     const Word x = state ^ word;
@@ -32,7 +32,7 @@ INLINE Words64 times(Words64 x, uint32_t number) {
 template <>
 INLINE Words64 mixed(Words64 state, Words64 word) {
     const Words64 x = state ^ word;
-    return times(x, 4294967291u) + times(x >> 32, 4294967279u);
+    return times(x, 0x9E3779B1u) + times(x >> 32, 0x85EBCA77u);
 }
 #endif
 
