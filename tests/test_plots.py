@@ -182,7 +182,7 @@ def test_nothing_to_draw(tmp_path):
 
 def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install 'gpurnn\[plot\]'"):
+    with pytest.raises(ImportError, match=r'pip install "gpurnn\[plot\]"'):
         plot_confusion(np.eye(2), ["a", "b"], tmp_path / "a.png")
-    with pytest.raises(ImportError, match=r"pip install 'gpurnn\[plot\]'"):
+    with pytest.raises(ImportError, match=r'pip install "gpurnn\[plot\]"'):
         plot_history(RECORDS, tmp_path / "a.png")

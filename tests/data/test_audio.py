@@ -136,7 +136,7 @@ def test_what_is_no_sound(tmp_path):
 def test_without_soundfile(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "soundfile", None)
     (tmp_path / "a.flac").write_bytes(b"fLaC" + bytes(40))
-    with pytest.raises(ImportError, match=r"a.flac: FLAC needs soundfile: pip install 'gpurnn\[audio\]'"):
+    with pytest.raises(ImportError, match=r'a.flac: FLAC needs soundfile: pip install "gpurnn\[audio\]"'):
         read_audio(tmp_path / "a.flac")
     samples, _ = read_audio(write_wav(tmp_path / "a.wav", tone(200)))
     assert len(samples) == 4000

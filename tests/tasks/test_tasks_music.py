@@ -615,5 +615,5 @@ def test_composing_needs_a_run_of_music(tmp_path):
 
 def test_midi_without_mido(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mido", None)
-    with pytest.raises(ImportError, match=r"pip install 'gpurnn\[music\]'"):
+    with pytest.raises(ImportError, match=r'pip install "gpurnn\[music\]"'):
         write_midi(tmp_path / "a.mid", np.zeros((1, KEYS)))

@@ -401,5 +401,5 @@ def test_tensorboard(tmp_path):
 def test_tensorboard_without_its_library(monkeypatch, tmp_path):
     for name in ("tensorboardX", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"pip install 'gpurnn\[tensorboard\]'"):
+    with pytest.raises(ImportError, match=r'pip install "gpurnn\[tensorboard\]"'):
         TensorBoard(tmp_path)

@@ -148,5 +148,5 @@ def test_torchrun_s_store_carries_the_id_and_counts_failures():
 
 def test_without_cupy_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cupy", None)
-    with pytest.raises(gpurnn.BackendError, match=r"pip install 'gpurnn\[cuda12\]'"):
+    with pytest.raises(gpurnn.BackendError, match=r'pip install "gpurnn\[cuda12\]"'):
         parallel.init("nccl")
