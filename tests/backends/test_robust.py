@@ -396,8 +396,8 @@ print(peak, plan.total_bytes)
     ("LSTM", 64, 64, 300, 64, {"num_layers": 2}),
 ])  # fmt: skip
 def test_a_plan_says_what_a_step_takes(case):
-    """With what packed weights take, which once were forgotten: calls took 2 to 260 times what the plan said. 2 MB are
-    for pages of which only a part is used."""
+    """With what packed weights take, which once were forgotten: calls took 2 to 260 times what the plan said. 6 MB are
+    for pages of which only a part is used, as those of large arrays have 2 MB."""
     try:
         open("/proc/self/clear_refs", "a").close()
     except OSError:
@@ -410,7 +410,7 @@ def test_a_plan_says_what_a_step_takes(case):
     )
     assert done.returncode == 0, done.stderr
     peak, planned = map(int, done.stdout.split())
-    assert 0.6 * planned <= peak <= planned + (2 << 20)
+    assert 0.6 * planned <= peak <= planned + (6 << 20)
 
 
 # ---- where equal bits end

@@ -89,8 +89,11 @@ class MemoryPool:
         )  # bytes -> list of memories, the least recently used first
         self.generation = object()  # memory of an earlier generation is not taken back
 
-    def empty(self, shape, dtype):
-        """As ``np.empty``. The memory comes back when the last view of the array is gone."""
+    def empty(self, shape, dtype, larger=False):
+        """As ``np.empty``. The memory comes back when the last view of the array is gone.
+
+        larger: whether unused memory of any larger size will do, as for what lives only for one call.
+        """
         size = math.prod(shape) * dtype.itemsize
         room = pool_room(size, self.limit)
         if room is None:
@@ -99,6 +102,8 @@ class MemoryPool:
             return np.empty(shape, dtype)
         try:
             self._sort_in()
+            if larger:
+                room = min((one for one in self.unused if one >= room), default=room)
             memory = self._take(room)
             generation = self.generation
         finally:

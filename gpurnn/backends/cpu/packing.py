@@ -93,7 +93,7 @@ def lend_room(ops, job, size):
     if size < _LARGE:
         return None
     try:
-        room = ops.store.empty((size + _LINE,), np.dtype(np.uint8))
+        room = ops.store.empty((size + _LINE,), np.dtype(np.uint8), larger=True)
     except MemoryError:  # the library tries in turn, and says what for
         return None
     job.room, job.room_bytes = address(_from_line(room, size)), size
@@ -101,18 +101,20 @@ def lend_room(ops, job, size):
 
 
 def pass_bytes(ops, cell, job, back):
-    """The bytes that a ``Pass`` packs: of both ways the larger, so that one memory of the pool holds them."""
+    """The bytes that a ``Pass`` packs, forward or back."""
     if job.packed or job.T == 1 and not job.flat and not back:
         return 0
     sizes = Sizes(ops.level, DTYPES[job.dtype])
     P = job.P if job.weight_hr else None
-    return sizes.size * max(sizes.forward(cell, job.H, job.I, P), sizes.backward(cell, job.H, P))
+    return sizes.size * (sizes.backward(cell, job.H, P) if back else sizes.forward(cell, job.H, job.I, P))
 
 
 def product_bytes(ops, job):
     """The bytes that a ``Product`` packs: B, in the dtype that it computes in."""
+    if job.M <= _FEW_ROWS and job.a_column == job.b_row == 1:  # most of those read B as it lies
+        return 0
     sizes = Sizes(ops.level, "float64" if DTYPES[job.dtype] == "float64" else "float32")
-    return 0 if job.M <= _FEW_ROWS else sizes.size * sizes.matrix(job.N, job.K)
+    return sizes.size * sizes.matrix(job.N, job.K)
 
 
 class Sizes:
