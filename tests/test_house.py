@@ -159,6 +159,12 @@ def test_what_is_public_has_a_docstring(name):
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="needs the repository and git")
+def test_committed_logs_name_no_folder_of_one_machine():
+    logs = sorted((ROOT / "bench" / "results").glob("*.log"))
+    wrong = [path.name for path in logs if re.search(r"written to /|/tmp/|/home/", path.read_text("utf-8"))]
+    assert logs and not wrong
+
+
 def test_commands_that_messages_name_run_in_every_shell():
     """The command prompt of Windows takes single quotes for a part of the name."""
     wrong = [str(path) for path in sorted((ROOT / "gpurnn").rglob("*.py")) if "'gpurnn[" in path.read_text("utf-8")]

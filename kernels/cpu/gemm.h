@@ -44,7 +44,7 @@ struct Packed {
     void pack(int block) const {
         if (int8) return pack_int8(*this, block);
         if (!has_16_bits(dtype)) {
-            // Of each row some lines of memory, one after another
+            // Several cache lines of a row, one after another, before the next row
             for (int k0 = 0; k0 < K; k0 += CHUNK_COLUMNS)
                 pack_columns(block, k0, std::min(CHUNK_COLUMNS, K - k0), values + ((size_t)block * K + k0) * width);
             return;
@@ -122,7 +122,7 @@ INLINE void multiply_tile(int K, const T* const* A, int step, const T* B, ptrdif
         UNROLL for (int n = 0; n < N; ++n) sums[r][n] = Vec<T>(0);
     }
     for (ptrdiff_t k = 0; k < (ptrdiff_t)K * step; k += step, B += width * lanes) {
-        if constexpr (2 * V == width) __builtin_prefetch(B + V * lanes);  // the other half, which no processor foresees
+        if constexpr (2 * V == width) __builtin_prefetch(B + V * lanes);  // the other half: no prefetcher asks for it
         Vec<T> b[N];
         UNROLL for (int n = 0; n < N; ++n) b[n] = Vec<T>::load(B + n / V * next + n % V * lanes);
         UNROLL for (int r = 0; r < R; ++r) {
@@ -165,8 +165,8 @@ INLINE void multiply_blocks(int count, int K, const T* const* A, int step, const
 struct Groups {
     int all, groups;
     Groups(int all, int limit) : all(all), groups((all + limit - 1) / limit) {}
-    int begin(int group) const { return all * group / groups; }
-    int end(int group) const { return all * (group + 1) / groups; }
+    int begin(int group) const { return (int)((int64_t)all * group / groups); }
+    int end(int group) const { return begin(group + 1); }
 };
 
 // Multiplies all rows by K columns of one block of `width` vectors, or of `blocks` narrow ones, from vector `begin` on: at most
@@ -234,7 +234,7 @@ void product_of_few(const Packed<T, G, U>& B, int first, int last, int count, co
         return;
     }
     constexpr int width = G * U, most = ACCUMULATORS < 24 ? 6 : 8;  // vectors at a time: more streams of memory are slower
-    constexpr int limit = std::max(1, std::min(most, ACCUMULATORS / std::max(1, R)) / width);
+    constexpr int limit = std::max(1, std::min(most, ACCUMULATORS / R) / width);
     const Groups groups(last - first, limit);
     const T* rows[R];
     for (int group = 0; group < groups.groups; ++group)

@@ -78,7 +78,7 @@ struct Pass {
     void* dreset_others; // [S-1, B, H] real or null; likewise
     void* packed;        // forward: the weights as products read them, from gpurnn_native_pack, or null
     void* room;          // else memory to pack them in, from a cache line on, or null
-    size_t room_bytes;   // of it; too few are none
+    size_t room_bytes;   // of that memory; where they are too few it is not used
 };
 
 // Marks of a timestep and sequence: ../../gpurnn/backends/marks.py says what they mean.

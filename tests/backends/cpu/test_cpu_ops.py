@@ -456,3 +456,12 @@ def test_a_plan_says_that_a_schedule_has_no_effect(backend, dtype):
     assert layer.plan(5, 2).reason.endswith(f". {says}")
     layer.schedule = "auto"
     assert "schedule=" not in layer.plan(5, 2).reason
+
+
+@pytest.mark.long
+def test_products_with_millions_of_outputs(level):
+    """So many blocks that their number times that of their groups is more than an int holds."""
+    a, b = np.array([[2, 3]], "float32"), np.arange(2 * 3_000_000, dtype="float32").reshape(2, -1) % 1000
+    out = np.zeros((1, b.shape[1]), "float32")
+    gpurnn.get_backend("cpu").product(a, b, out)
+    np.testing.assert_array_equal(out, a @ b)
